@@ -1,0 +1,115 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""LoRA on a diffusers denoiser: put on, switched off for the reference, written and read in diffusers' layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from .families.base import Family
+
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+RAW_ADAPTER_FILE = "pytorch_lora_weights_raw.safetensors"
+"""The weights the optimiser works on, beside their moving average in `ADAPTER_FILE`, when there is one."""
+
+
+def default_lora_config(family: Family) -> LoraConfig:
+    """Rank 32, alpha 64 on the family's attention projections, Gaussian init, no dropout; Flow-GRPO's setting."""
+    return LoraConfig(
+        r=32,
+        lora_alpha=64,
+        lora_dropout=0.0,
+        init_lora_weights="gaussian",
+        target_modules=list(family.lora_target_modules),
+    )
+
+
+def add_adapter(family: Family, config: LoraConfig) -> None:
+    """
+    Puts a trainable fp32 LoRA named `"default"` on the denoiser and freezes everything else.
+
+    Raises:
+        ValueError: if the config has dropout (rollout and update would be different policies), the denoiser already
+            carries an adapter, or no module matches the targets.
+    """
+    if config.lora_dropout > 0:
+        raise ValueError(
+            f"`lora_dropout` is {config.lora_dropout}; use 0: with dropout the updated policy is not the one that sampled."
+        )
+    if getattr(family.denoiser, "peft_config", None):
+        raise ValueError(
+            f"`model` already carries the adapters {list(family.denoiser.peft_config)}; merge them with "
+            "`pipeline.fuse_lora()` and `pipeline.unload_lora_weights()` before training a new one."
+        )
+    if config.target_modules is None:
+        config.target_modules = set(family.lora_target_modules)
+    family.denoiser.requires_grad_(False)
+    family.denoiser.add_adapter(config)
+    for parameter in family.denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def adapters_disabled(denoiser: torch.nn.Module) -> Iterator[None]:
+    """The reference policy: the denoiser without its adapter."""
+    denoiser.disable_adapters()
+    try:
+        yield
+    finally:
+        denoiser.enable_adapters()
+
+
+def save_adapter(family: Family, directory: str, weight_name: str = ADAPTER_FILE) -> None:
+    """
+    Writes the adapter as `pipeline.load_lora_weights(directory)` reads it, with rank and alpha in the file's metadata
+    (without it, loading takes alpha to be the rank).
+    """
+    name = family.denoiser_name
+    type(family.pipeline).save_lora_weights(
+        save_directory=directory,
+        weight_name=weight_name,
+        **{
+            f"{name}_lora_layers": get_peft_model_state_dict(family.denoiser, adapter_name="default"),
+            f"{name}_lora_adapter_metadata": _plain(family.denoiser.peft_config["default"].to_dict()),
+        },
+    )
+
+
+def load_adapter(family: Family, path: str) -> None:
+    """
+    Reads a file written by [`save_adapter`] into the adapter that is already on the denoiser, bit for bit.
+
+    Raises:
+        ValueError: if the file is missing or fits another adapter.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no adapter at {path!r}; give a folder that this trainer wrote.")
+    prefix = f"{family.denoiser_name}."
+    state = {name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
+    try:
+        result = set_peft_model_state_dict(family.denoiser, state, adapter_name="default")
+    except RuntimeError as error:
+        raise ValueError(
+            f"the adapter at {path!r} has other shapes than this run's; use the same LoRA config."
+        ) from error
+    missing = [key for key in getattr(result, "missing_keys", []) if "lora_" in key]
+    if getattr(result, "unexpected_keys", None) or missing:
+        raise ValueError(f"the adapter at {path!r} has other layers than this run's; use the same LoRA config.")
+
+
+def trainable_parameters(denoiser: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Only values that JSON keeps; sets become sorted lists, so the same adapter gives the same file."""
+    return {key: sorted(value) if isinstance(value, (set, tuple)) else value for key, value in config.items()}

@@ -1,0 +1,190 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What a model family is: the questions the sampler and the trainer ask about a diffusers pipeline."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from ..registry import Registry
+from ..types import Conditioning, Schedule
+
+
+FAMILIES = Registry("model family", "trl_progrpo.families")
+"""Families by the class name of the pipelines they serve, as it stands in `model_index.json`."""
+
+
+class Family(ABC):
+    """
+    Answers questions about one diffusers pipeline; it owns no loop and draws no random number.
+
+    With a noise-free policy the chain `init_latents -> (predict -> policy.step)* -> decode` equals `pipeline(...)`.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]): the loaded pipeline.
+        height (`int`, *optional*): image height in pixels, a multiple of `size_multiple`; the pipeline's own default
+            when unset.
+        width (`int`, *optional*): image width in pixels, likewise.
+        guidance_scale (`float`, *optional*, defaults to 1.0): classifier-free guidance; above 1 every row costs two
+            network evaluations. The same scale is used in rollout, update and evaluation.
+        max_sequence_length (`int`, *optional*): token limit of the long text encoder, for families that have one.
+
+    Class attributes:
+        pipeline_classes (`tuple[str, ...]`): class names in `model_index.json` this family serves.
+        denoiser_name (`str`): the pipeline's attribute that is trained.
+        lora_target_modules (`tuple[str, ...]`): default LoRA targets.
+        policies (`tuple[str, ...]`): names of the policies that fit, the default first.
+        optional_components (`tuple[str, ...]`): components that may be missing from a checkpoint and are loaded as `None`.
+
+    Raises:
+        ValueError: if height or width is not a positive multiple of `size_multiple`, or guidance is below 1.
+    """
+
+    pipeline_classes: ClassVar[tuple[str, ...]]
+    denoiser_name: ClassVar[str] = "transformer"
+    lora_target_modules: ClassVar[tuple[str, ...]]
+    policies: ClassVar[tuple[str, ...]] = ("flow_sde", "flow_cps", "dance_sde")
+    optional_components: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        guidance_scale: float = 1.0,
+        max_sequence_length: int | None = None,
+    ):
+        self.pipeline = pipeline
+        self.height = height or self.default_size
+        self.width = width or self.default_size
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value < 1 or value % self.size_multiple:
+                nearest = max(self.size_multiple, round(value / self.size_multiple) * self.size_multiple)
+                raise ValueError(
+                    f"`{name}` is {value}, but {type(pipeline).__name__} makes images whose sides are multiples of "
+                    f"{self.size_multiple}; use {nearest}."
+                )
+        if not guidance_scale >= 1.0:
+            raise ValueError(f"`guidance_scale` is {guidance_scale}; use 1 for no guidance, or a value above 1.")
+        self.guidance_scale = guidance_scale
+        self.max_sequence_length = max_sequence_length
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The network that is trained."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The denoiser's compute dtype: of its frozen base weights, not of an fp32 adapter on top of them."""
+        return self.pipeline.vae.dtype if self.denoiser.dtype is None else self.denoiser.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def size_multiple(self) -> int:
+        """Sides of an image must be multiples of this many pixels."""
+        return self.pipeline.vae_scale_factor * 2
+
+    @property
+    def default_size(self) -> int:
+        """Side of the image the pipeline makes when it is not told, in pixels."""
+        return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+
+    @property
+    def pipeline_call_kwargs(self) -> dict[str, Any]:
+        """Arguments with which `pipeline(prompt, **kwargs)` samples as this family does."""
+        return {"height": self.height, "width": self.width, "guidance_scale": self.guidance_scale}
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self.guidance_scale > 1.0
+
+    @property
+    def nfe_per_row(self) -> int:
+        """Network evaluations, in rows, that one `predict` costs per row."""
+        return 2 if self.do_classifier_free_guidance else 1
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
+        """Conditioning of `P` prompts, with the negative side only when guidance needs it (default: empty prompts)."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one trajectory's latents at `height` x `width`."""
+
+    def init_latents(self, noise: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, *latent_shape)` at step 0 from standard normal noise of the same shape."""
+        return noise
+
+    @abstractmethod
+    def make_schedule(self, num_inference_steps: int) -> Schedule:
+        """The noise path of `num_inference_steps` steps at this resolution, read from the pipeline's scheduler."""
+
+    @abstractmethod
+    def denoise(
+        self,
+        denoiser: torch.nn.Module,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        tensors: dict[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """
+        One call of the network without guidance.
+
+        Args:
+            denoiser (`torch.nn.Module`): the network, possibly wrapped (DDP, compiled).
+            latents (`torch.Tensor` of shape `(B, *latent_shape)`): in the denoiser's dtype.
+            timestep (`torch.Tensor`, 0-dimensional): entry of `Schedule.timesteps`.
+            tensors (`dict[str, torch.Tensor]`): one side of a [`Conditioning`], per row.
+        """
+
+    def predict(
+        self, denoiser: torch.nn.Module, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """
+        The model output `(B, *latent_shape)` for latents of any dtype, guidance included.
+
+        With guidance both sides go through the network in ONE call, in rollout and update alike: the batch layout
+        changes low-order bits, and the ratio of the first update is to be 1.
+        """
+        latents = latents.to(self.dtype)
+        if not self.do_classifier_free_guidance:
+            return self.denoise(denoiser, latents, timestep, conditioning.positive)
+        both = {name: torch.cat([conditioning.negative[name], t]) for name, t in conditioning.positive.items()}
+        unconditional, conditional = self.denoise(denoiser, torch.cat([latents, latents]), timestep, both).chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images `(B, 3, height, width)` in [0, 1], fp32, of final latents `(B, *latent_shape)`."""
+
+    def decode_preview(self, latents: torch.Tensor, decoder: torch.nn.Module | None) -> torch.Tensor:
+        """Images of predicted clean latents; `decoder` is an [`~diffusers.AutoencoderTiny`] or `None` for the VAE."""
+        if decoder is None:
+            return self.decode(latents)
+        images = decoder.decode(self.spatial_latents(latents).to(decoder.dtype), return_dict=False)[0]
+        return to_unit_range(images)
+
+    def spatial_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as `(B, channels, h, w)`, for decoders; families with packed latents unpack them here."""
+        return latents
+
+
+def to_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] of any dtype to fp32 in [0, 1], as diffusers' image processor does."""
+    return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def register_family(cls: type[Family]) -> type[Family]:
+    """Class decorator: makes the family known under each of its `pipeline_classes`."""
+    for name in cls.pipeline_classes:
+        FAMILIES.register(name)(cls)
+    return cls

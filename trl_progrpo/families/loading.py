@@ -1,0 +1,147 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""From a model name to a pipeline and its family, looking before loading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from transformers.utils import logging as transformers_logging
+
+from ..tiny import model_path, preview_decoder_path
+from .base import FAMILIES, Family
+
+
+EMBEDDED = {"shapes": model_path}
+"""Models that ship with the package, by name."""
+
+
+def _resolve(model: str) -> str:
+    return str(EMBEDDED[model]()) if model in EMBEDDED else model
+
+
+def _read_index(model: str, **kwargs: Any) -> dict[str, Any]:
+    """
+    `model_index.json` of a local folder or a Hub repository; no weights are loaded.
+
+    Raises:
+        ValueError: if there is no such model or it is not a diffusers pipeline.
+    """
+    if os.path.isdir(model) and not os.path.isfile(os.path.join(model, "model_index.json")):
+        raise ValueError(
+            f"`model` is the folder {model!r}, which has no model_index.json and so is no diffusers pipeline; give a "
+            "folder written by `pipeline.save_pretrained`, or a Hub name."
+        )
+    hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+    try:
+        return DiffusionPipeline.load_config(model, **hub)
+    except (OSError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"`model` {model!r} is neither a folder with a diffusers pipeline nor one that could be read from the Hub "
+            f"({reason}); check the name, your connection and your access."
+        ) from error
+
+
+def pipeline_class_name(model: str | DiffusionPipeline, **kwargs: Any) -> str:
+    """The pipeline class of a loaded pipeline, a local folder, a Hub name or an embedded model."""
+    if not isinstance(model, str):
+        return type(model).__name__
+    return _read_index(_resolve(model), **kwargs)["_class_name"]
+
+
+def family_class(model: str | DiffusionPipeline, **kwargs: Any) -> type[Family]:
+    """
+    The family that serves a model.
+
+    Raises:
+        ValueError: if no family serves its pipeline class; the message names those that are known.
+    """
+    name = pipeline_class_name(model, **kwargs)
+    if name not in FAMILIES.names():
+        raise ValueError(
+            f"`model` is a {name}, which no model family serves; known: {', '.join(FAMILIES.names())}; to add one, write "
+            "a subclass of `trl_progrpo.families.Family` and decorate it with `@register_family`."
+        )
+    return FAMILIES.get(name)
+
+
+def missing_components(family: type[Family], index: dict[str, Any]) -> dict[str, None]:
+    """Optional components that a checkpoint does not have; `from_pretrained` wants to be told so by name."""
+    return {name: None for name in family.optional_components if (index.get(name) or [None])[0] is None}
+
+
+def load_pipeline(
+    model: str | DiffusionPipeline, dtype: torch.dtype | None = None, **kwargs: Any
+) -> DiffusionPipeline:
+    """
+    Loads a pipeline by name; a pipeline is returned as it is.
+
+    Args:
+        model (`str` or [`~diffusers.DiffusionPipeline`]): a local folder, a Hub name, `"shapes"` or a pipeline.
+        dtype (`torch.dtype`, *optional*): of the weights; the VAE stays in fp32, where the decoded image is a reward's
+            only input.
+        kwargs: for [`~diffusers.DiffusionPipeline.from_pretrained`].
+
+    Raises:
+        ValueError: as [`family_class`] does, before any weights are read.
+    """
+    if not isinstance(model, str):
+        return model
+    family = family_class(model, **kwargs)
+    path = _resolve(model)
+    index = _read_index(path, **kwargs)
+    missing = missing_components(family, index)
+    with _quiet() if model in EMBEDDED else nullcontext():
+        pipeline = DiffusionPipeline.from_pretrained(path, **{"dtype": dtype, **missing, **kwargs})
+    pipeline.set_progress_bar_config(disable=True)
+    if pipeline.vae.dtype != torch.float32:
+        pipeline.vae.to(torch.float32)
+    return pipeline
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and notices for a model that loads in a blink."""
+    bars = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    for module in bars:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+        for module in bars:
+            module.enable_progress_bar()
+
+
+EMBEDDED_PREVIEW_DECODERS = {"shapes": preview_decoder_path}
+"""Preview decoders that ship with the package, by name."""
+
+
+def load_preview_decoder(decoder: str | torch.nn.Module | None, device: torch.device) -> torch.nn.Module | None:
+    """
+    An [`~diffusers.AutoencoderTiny`] by folder, Hub name or embedded name, frozen, in fp32; `None` stays `None`.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    if decoder is None or isinstance(decoder, torch.nn.Module):
+        return decoder
+    path = EMBEDDED_PREVIEW_DECODERS[decoder]() if decoder in EMBEDDED_PREVIEW_DECODERS else decoder
+    try:
+        with _quiet():
+            loaded = AutoencoderTiny.from_pretrained(path, dtype=torch.float32)
+    except OSError as error:
+        raise ValueError(
+            f"`preview_decoder` {decoder!r} is neither a folder with an AutoencoderTiny nor one that could be read from "
+            "the Hub; check the name, or leave it unset to decode previews with the VAE."
+        ) from error
+    return loaded.to(device).eval().requires_grad_(False)

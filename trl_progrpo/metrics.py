@@ -1,0 +1,79 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Statistics of groups and of what pruning did to them. Knows torch and nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .types import PruneRecord, Rollout
+
+
+def rank_correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """
+    Spearman correlation along the last dimension, `(..., n), (..., n) -> (...)`, with average ranks for ties.
+
+    NaN where either side has no spread.
+    """
+    rx, ry = _ranks(x), _ranks(y)
+    rx, ry = rx - rx.mean(-1, keepdim=True), ry - ry.mean(-1, keepdim=True)
+    return (rx * ry).sum(-1) / (rx.square().sum(-1) * ry.square().sum(-1)).sqrt()
+
+
+def _ranks(x: torch.Tensor) -> torch.Tensor:
+    smaller = (x[..., None, :] < x[..., :, None]).sum(-1)
+    equal = (x[..., None, :] == x[..., :, None]).sum(-1)
+    return (smaller + (equal - 1) / 2).double()
+
+
+def group_std(rewards: torch.Tensor, prompt_index: torch.Tensor) -> torch.Tensor:
+    """Mean over groups of the population standard deviation of `rewards` `(B,)`; a 0-dimensional tensor."""
+    groups = [rewards[prompt_index == p] for p in prompt_index.unique()]
+    return torch.stack([group.std(correction=0) for group in groups]).mean()
+
+
+def random_subset_std(rewards: torch.Tensor, prompt_index: torch.Tensor, size: int) -> torch.Tensor:
+    """
+    What `group_std` would be, in root mean square, for a uniformly random subset of `size` members of each group: the
+    expected population variance of `size` draws without replacement is `(size - 1) / size` times the sample variance.
+    """
+    groups = [rewards[prompt_index == p] for p in prompt_index.unique()]
+    variances = torch.stack([group.var(correction=1) for group in groups if len(group) > 1])
+    return (variances * (size - 1) / size).sqrt().mean()
+
+
+def prune_metrics(rollout: Rollout) -> dict[str, float]:
+    """
+    One rollout's prune funnel, keyed `prune/step_{i}/...` with `i` the 0-based step (`T` for post-hoc selection).
+
+    * `reward_std_before`, `reward_std_after`: mean within-group spread of the deciding rewards before and after.
+    * `reward_std_random`: the spread a random subset of the same size would have kept.
+    * `rank_corr`: Spearman correlation within groups of preview reward and final reward, over the SURVIVORS. Selection
+      for spread makes it larger than it would be over whole groups. Absent for post-hoc selection.
+    """
+    metrics = {}
+    for record in rollout.prune_records:
+        prefix = f"prune/step_{record.step_index}"
+        num_groups = len(record.prompt_index.unique())
+        metrics[f"{prefix}/reward_std_before"] = group_std(record.rewards, record.prompt_index).item()
+        metrics[f"{prefix}/reward_std_after"] = group_std(
+            record.rewards[record.kept], record.prompt_index[record.kept]
+        ).item()
+        metrics[f"{prefix}/reward_std_random"] = random_subset_std(
+            record.rewards, record.prompt_index, int(record.kept.sum()) // num_groups
+        ).item()
+        if record.step_index < rollout.schedule.num_steps:
+            correlation = rank_correlation(
+                _rewards_of(record, rollout), rollout.rewards.view(num_groups, -1)
+            ).nanmean()
+            if not math.isnan(correlation):
+                metrics[f"{prefix}/rank_corr"] = correlation.item()
+    return metrics
+
+
+def _rewards_of(record: PruneRecord, rollout: Rollout) -> torch.Tensor:
+    """The record's rewards of the rows that finished, `(P, K)`."""
+    stride = int(record.member.max()) + 1
+    finished = torch.isin(record.prompt_index * stride + record.member, rollout.prompt_index * stride + rollout.member)
+    return record.rewards[finished].view(len(record.prompt_index.unique()), -1)

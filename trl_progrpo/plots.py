@@ -1,0 +1,435 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Pictures of a run: how the reward went, what pruning did, and images before and after."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image, ImageFont
+
+    Images = torch.Tensor | Sequence[Image.Image]
+
+
+BLUE, ORANGE, GREEN, PURPLE, GREY, LIGHT, INK = (
+    "#2f6690", "#c8623a", "#4f8a5b", "#7a5c99", "#8c929a", "#c9ced4", "#2b2f36",
+)  # fmt: skip
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "figure.facecolor": "white",
+}
+
+
+def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
+    """
+    Draws training and held-out reward against optimiser steps.
+
+    Training reward: the logged values, their spread within groups as a band, and a running mean once there are many.
+    Held-out reward: points with standard errors. Further held-out rewards share the axes when all values lie in
+    [0, 1], else each gets axes of its own.
+
+    Args:
+        log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
+        path (`str` or `Path`): PNG to write; its folder is made.
+
+    Returns:
+        `Path`, or `None` if there was no reward to draw.
+    """
+    training = [entry for entry in log_history if "reward" in entry]
+    evaluations = [entry for entry in log_history if "eval_reward" in entry]
+    if not training and not evaluations:
+        return None
+    main = _series(evaluations, "eval_reward", "eval_reward_stderr")
+    extra = _extra_rewards(evaluations, main)
+    values = [entry["reward"] for entry in training] + [v for _, ys, _ in [main, *extra.values()] for v in ys]
+    shared = all(-1e-6 <= value <= 1 + 1e-6 for value in values)
+
+    with _pyplot() as plt:
+        rows = 1 if shared else 1 + len(extra)
+        figure, axes = plt.subplots(
+            rows, 1, figsize=(8, 4.2 + 2.2 * (rows - 1)), sharex=True, squeeze=False, constrained_layout=True,
+            gridspec_kw={"height_ratios": [2] + [1] * (rows - 1)},
+        )  # fmt: skip
+        axes = axes[:, 0]
+        _draw_training(axes[0], training)
+        if main[0]:
+            _draw_evaluation(axes[0], main, "held-out", ORANGE, "o")
+        for index, (name, series) in enumerate(extra.items()):
+            axis = axes[0] if shared else axes[index + 1]
+            colour = (GREEN, PURPLE, GREY)[index % 3]
+            _draw_evaluation(axis, series, f"held-out, {name}", colour, "sD^v"[index % 4])
+            if not shared:
+                axis.set_ylabel(name)
+                axis.legend(loc="best")
+        axes[0].set_title("Reward")
+        axes[0].set_ylabel("reward")
+        axes[-1].set_xlabel("optimiser step")
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        _legend_below(figure, axes[0])
+        return _save(figure, path)
+
+
+def prune_funnel(
+    log_history: Sequence[Mapping[str, Any]],
+    path: str | Path,
+    group_sizes: Mapping[int, tuple[int, int]] | None = None,
+    num_inference_steps: int | None = None,
+) -> Path | None:
+    """
+    Draws, for every pruning checkpoint, the spread of rewards within groups before and after pruning and what a random
+    choice of the same size would have kept, all as means over the run; below it the rank correlation of preview and
+    final reward.
+
+    Args:
+        log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
+        path (`str` or `Path`): PNG to write; its folder is made.
+        group_sizes (`Mapping[int, tuple[int, int]]`, *optional*): step -> group size before and after, see
+            [`prune_group_sizes`].
+        num_inference_steps (`int`, *optional*): denoising steps; the checkpoint with this index is post-hoc selection.
+
+    Returns:
+        `Path`, or `None` if nothing was pruned.
+    """
+    table = prune_table(log_history, group_sizes, num_inference_steps)
+    if not table:
+        return None
+    correlated = any(not math.isnan(row["rank_corr"]) for row in table)
+    with _pyplot() as plt:
+        figure, axes = plt.subplots(
+            2 if correlated else 1, 1, figsize=(max(6.0, 2.2 + 1.9 * len(table)), 5.4 if correlated else 3.8),
+            sharex=True, squeeze=False, constrained_layout=True,
+            gridspec_kw={"height_ratios": [2, 1] if correlated else [1]},
+        )  # fmt: skip
+        axes = axes[:, 0]
+        width, positions = 0.27, range(len(table))
+        bars = (("reward_std_before", "before", GREY), ("reward_std_random", "random choice", LIGHT),
+                ("reward_std_after", "after pruning", BLUE))  # fmt: skip
+        for offset, (key, label, colour) in zip((-width, 0, width), bars):
+            drawn = axes[0].bar([p + offset for p in positions], [row[key] for row in table], width * 0.94, color=colour)
+            axes[0].bar_label(drawn, fmt=_bar_text, padding=2, fontsize=8)
+            drawn.set_label(label)
+        axes[0].set_title("Spread of rewards within groups (standard deviation)")
+        axes[0].margins(y=0.16)
+        _legend_below(figure, axes[0])
+        if correlated:
+            known = [(p, row["rank_corr"]) for p, row in zip(positions, table) if not math.isnan(row["rank_corr"])]
+            axes[1].axhline(0, color=GREY, linewidth=0.8)
+            axes[1].plot(*zip(*known), color=ORANGE, marker="o", linestyle="none", markersize=7)
+            for position, value in known:
+                axes[1].annotate(f"{value:.2f}", (position, value), (9, 0), textcoords="offset points", va="center")
+            lowest = min(value for _, value in known)
+            axes[1].set_ylim(-0.05 if lowest >= 0 else -1.08, 1.08)
+            axes[1].set_title("Rank correlation of preview and final reward, survivors")
+        axes[-1].set_xticks(list(positions), [_checkpoint_label(row) for row in table])
+        axes[-1].set_xlim(-0.6, len(table) - 0.4)
+        return _save(figure, path)
+
+
+def prune_table(
+    log_history: Sequence[Mapping[str, Any]],
+    group_sizes: Mapping[int, tuple[int, int]] | None = None,
+    num_inference_steps: int | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Means over a run of every `prune/step_{i}/*` metric, one row per checkpoint in order: `step`, `sizes` (or `None`),
+    `post_hoc`, `reward_std_before`, `reward_std_after`, `reward_std_random`, `rank_corr`; NaN where nothing was logged.
+    """
+    logged: dict[int, dict[str, list[float]]] = {}
+    for entry in log_history:
+        for key, value in entry.items():
+            match = re.fullmatch(r"prune/step_(\d+)/(\w+)", key)
+            if match and not math.isnan(value):
+                logged.setdefault(int(match[1]), {}).setdefault(match[2], []).append(value)
+    names = ("reward_std_before", "reward_std_after", "reward_std_random", "rank_corr")
+    return [
+        {
+            "step": step,
+            "sizes": (group_sizes or {}).get(step),
+            "post_hoc": step == num_inference_steps,
+            **{name: _mean(logged[step].get(name, [])) for name in names},
+        }
+        for step in sorted(logged)
+    ]
+
+
+def prune_group_sizes(args: Any) -> dict[int, tuple[int, int]]:
+    """Group size before and after every checkpoint of a [`ProGRPOConfig`], keyed like its metrics."""
+    steps, after = list(args.prune_steps or []), list(args.prune_sizes or [])
+    if (after[-1] if after else args.num_expansions) > args.num_generations:
+        steps, after = [*steps, args.num_inference_steps], [*after, args.num_generations]
+    return dict(zip(steps, zip([args.num_expansions, *after], after)))
+
+
+def image_grid(
+    rows: Sequence[Images],
+    row_labels: Sequence[str],
+    prompts: Sequence[str],
+    path: str | Path,
+    scores: Sequence[Sequence[float]] | None = None,
+    max_columns: int = 6,
+) -> Path:
+    """
+    Draws images in a grid: one column per prompt, its caption above, one row per label (e.g. before and after).
+
+    Small images are enlarged by a whole factor without smoothing, large ones reduced; more than `max_columns` prompts
+    continue below.
+
+    Args:
+        rows (`Sequence`): per row a tensor `(N, 3, height, width)` in [0, 1] or a list of `N` PIL images.
+        row_labels (`Sequence[str]`): one per row.
+        prompts (`Sequence[str]`): `N` captions.
+        path (`str` or `Path`): PNG to write; its folder is made.
+        scores (`Sequence[Sequence[float]]`, *optional*): shape of `rows`; written under the images, NaN is left out.
+        max_columns (`int`, *optional*, defaults to 6): columns before a new block starts.
+
+    Raises:
+        ValueError: if numbers of rows, labels, prompts, images or scores do not fit together.
+    """
+    pictures = [_to_pil(row) for row in rows]
+    _check_grid(pictures, row_labels, prompts, scores)
+    from PIL import Image, ImageDraw
+
+    cell_width, cell_height = _cell_size(pictures[0][0].size)
+    text, small, label_font = _font(15), _font(13), _font(15, bold=True)
+    gap, margin = 14, 24
+    label_width = int(max(label_font.getlength(label) for label in row_labels)) + 18
+    score_height = 24 if scores is not None else 0
+    row_height = cell_height + score_height + gap
+    blocks = [range(start, min(start + max_columns, len(prompts))) for start in range(0, len(prompts), max_columns)]
+    captions = [_wrap(prompt, text, cell_width) for prompt in prompts]
+    line_height = 20
+    heights = [line_height * max(len(captions[i]) for i in block) + 8 + row_height * len(rows) for block in blocks]
+
+    columns = max(len(block) for block in blocks)
+    width = 2 * margin + label_width + columns * (cell_width + gap) - gap
+    canvas = Image.new("RGB", (width, 2 * margin + sum(heights) + gap * (len(blocks) - 1)), "white")
+    draw = ImageDraw.Draw(canvas)
+    top = margin
+    for block, height in zip(blocks, heights):
+        caption_lines = max(len(captions[i]) for i in block)
+        for column, i in enumerate(block):
+            left = margin + label_width + column * (cell_width + gap)
+            # Captions stand on the images: the last line is the one next to them.
+            y = top + line_height * (caption_lines - len(captions[i]))
+            for line in captions[i]:
+                draw.text((left + (cell_width - text.getlength(line)) / 2, y), line, font=text, fill=INK)
+                y += line_height
+            for r, row in enumerate(pictures):
+                y = top + line_height * caption_lines + 8 + r * row_height
+                canvas.paste(_fit(row[i], (cell_width, cell_height)), (left, y))
+                if scores is not None and not math.isnan(scores[r][i]):
+                    score = f"{scores[r][i]:.2f}"
+                    x = left + (cell_width - small.getlength(score)) / 2
+                    draw.text((x, y + cell_height + 4), score, font=small, fill="#5d636b")
+        for r, label in enumerate(row_labels):
+            y = top + line_height * caption_lines + 8 + r * row_height + cell_height / 2
+            draw.text((margin, y), label, font=label_font, fill=INK, anchor="lm")
+        top += height + gap
+    return _save_image(canvas, path)
+
+
+# ---- helpers of the charts -------------------------------------------------------------------------------------------
+
+
+class _pyplot:
+    """Pyplot-free matplotlib: an Agg figure factory in our style, leaving the user's global settings alone."""
+
+    def __enter__(self):
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self._context = matplotlib.rc_context(_STYLE)
+        self._context.__enter__()
+        self._figure, self._canvas = Figure, FigureCanvasAgg
+        return self
+
+    def __exit__(self, *error):
+        return self._context.__exit__(*error)
+
+    def subplots(self, rows, columns, figsize, constrained_layout, **kwargs):
+        figure = self._figure(figsize=figsize, layout="constrained" if constrained_layout else None)
+        self._canvas(figure)
+        return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def _draw_training(axis, training) -> None:
+    if not training:
+        return
+    steps = [entry["step"] for entry in training]
+    rewards = [entry["reward"] for entry in training]
+    if all("reward_std" in entry for entry in training):
+        low = [r - entry["reward_std"] for r, entry in zip(rewards, training)]
+        high = [r + entry["reward_std"] for r, entry in zip(rewards, training)]
+        axis.fill_between(steps, low, high, color=BLUE, alpha=0.12, linewidth=0, label="± std within groups")
+    window = len(rewards) // 12
+    if window < 2:
+        axis.plot(steps, rewards, color=BLUE, linewidth=1.6, marker=".", label="training (survivors)")
+        return
+    axis.plot(steps, rewards, color=BLUE, linewidth=0.8, alpha=0.45)
+    axis.plot(steps, _running_mean(rewards, window), color=BLUE, linewidth=2, label="training (survivors)")
+
+
+def _draw_evaluation(axis, series, label: str, colour: str, marker: str) -> None:
+    steps, values, errors = series
+    errors = [0.0 if math.isnan(error) else error for error in errors]
+    axis.errorbar(
+        steps, values, yerr=errors if any(errors) else None, color=colour, marker=marker, markersize=5, linewidth=1.6,
+        capsize=3, label=label,
+    )  # fmt: skip
+
+
+def _series(entries, key: str, stderr_key: str) -> tuple[list[float], list[float], list[float]]:
+    """Steps, values and standard errors; of several evaluations at one step the last counts."""
+    by_step = {entry["step"]: entry for entry in entries if key in entry and not math.isnan(entry[key])}
+    found = [by_step[step] for step in sorted(by_step)]
+    return [e["step"] for e in found], [e[key] for e in found], [e.get(stderr_key, math.nan) for e in found]
+
+
+def _extra_rewards(evaluations, main) -> dict[str, tuple[list[float], list[float], list[float]]]:
+    keys = sorted({key for entry in evaluations for key in entry if re.fullmatch(r"eval_rewards/.+/mean", key)})
+    found = {}
+    for key in keys:
+        series = _series(evaluations, key, key.removesuffix("mean") + "stderr")
+        # With one reward function of weight 1 its line would lie on the total's.
+        if series[0] and not (series[0] == main[0] and all(math.isclose(a, b) for a, b in zip(series[1], main[1]))):
+            found[key.removeprefix("eval_rewards/").removesuffix("/mean")] = series
+    return found
+
+
+def _legend_below(figure, axis) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+
+
+def _checkpoint_label(row: Mapping[str, Any]) -> str:
+    name = "finished images" if row["post_hoc"] else f"after step {row['step']}"
+    return name + (f"\n{row['sizes'][0]} → {row['sizes'][1]} per prompt" if row["sizes"] else "")
+
+
+def _bar_text(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Centred, with a shorter window at both ends."""
+    half = window // 2
+    return [_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _save(figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+# ---- helpers of the grid ---------------------------------------------------------------------------------------------
+
+
+def _to_pil(images: Images) -> list[Image.Image]:
+    if hasattr(images, "detach"):
+        from .rewards import to_pil
+
+        return to_pil(images)
+    return [image.convert("RGB") for image in images]
+
+
+def _check_grid(pictures, row_labels, prompts, scores) -> None:
+    if not pictures or not prompts:
+        raise ValueError(f"`rows` has {len(pictures)} rows and `prompts` {len(prompts)} entries; give at least one of each.")
+    if len(row_labels) != len(pictures):
+        raise ValueError(f"`row_labels` has {len(row_labels)} entries for {len(pictures)} rows; give one per row.")
+    for name, rows in (("rows", pictures), ("scores", scores)):
+        if rows is not None and [len(row) for row in rows] != [len(prompts)] * len(pictures):
+            raise ValueError(
+                f"`{name}` has rows of {[len(row) for row in rows]} entries for {len(pictures)} row labels and "
+                f"{len(prompts)} prompts; give one entry per prompt in every row."
+            )
+
+
+def _cell_size(size: tuple[int, int], target: int = 160, largest: int = 320) -> tuple[int, int]:
+    """Enlarged by the whole factor that reaches `target`, or reduced to `largest`."""
+    longest = max(size)
+    if longest >= target:
+        factor = min(1.0, largest / longest)
+        return round(size[0] * factor), round(size[1] * factor)
+    factor = -(-target // longest)
+    return size[0] * factor, size[1] * factor
+
+
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    from PIL import Image
+
+    if image.size == size:
+        return image
+    larger = size[0] > image.size[0]
+    return image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    import matplotlib
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = 4) -> list[str]:
+    """Lines of at most `width` pixels; words that are too long are broken, and a text that is too long ends in "…"."""
+    lines, line = [], ""
+    for word in text.split():
+        candidate = f"{line} {word}".strip()
+        if font.getlength(candidate) <= width:
+            line = candidate
+            continue
+        if line:
+            lines.append(line)
+        line = word
+        while font.getlength(line) > width:
+            cut = next((n for n in range(len(line) - 1, 1, -1) if font.getlength(line[:n]) <= width), 1)
+            lines.append(line[:cut])
+            line = line[cut:]
+    lines.append(line)
+    if len(lines) > max_lines:
+        lines = lines[:max_lines]
+        while lines[-1] and font.getlength(lines[-1] + "…") > width:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] = lines[-1].rstrip() + "…"
+    return lines
+
+
+def _save_image(image: Image.Image, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path

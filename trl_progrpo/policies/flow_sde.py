@@ -1,0 +1,44 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""The SDE of Flow-GRPO."""
+
+from __future__ import annotations
+
+import math
+
+from ..types import LogProbReduction, Schedule
+from .affine import FlowPolicy
+from .base import POLICIES
+
+
+@POLICIES.register("flow_sde")
+class FlowSDE(FlowPolicy):
+    """
+    The reverse-time SDE of Flow-GRPO (arXiv 2505.05470), which has the marginals of the flow's ODE, discretised by
+    Euler-Maruyama.
+
+    With `s = sigma_i`, `s' = sigma_{i+1}`, `dt = s' - s < 0` and the diffusion coefficient
+    `g = noise_level * sqrt(s / (1 - s))`:
+
+        mean = x (1 + g^2 dt / (2 s)) + v (1 + g^2 (1 - s) / (2 s)) dt,        std = g sqrt(-dt)
+
+    At `s = 1`, where `g` has a pole, `1 - sigmas[1]` of the schedule stands in for `1 - s` in `g` (as in the authors'
+    code).
+
+    Deviation: `std` is the FULL std and the KL of [`Transition`] uses it. Flow-GRPO's code omits `|dt|` from the KL of
+    images, so for the same strength `beta` here is `|dt|` times a `beta` tuned there.
+
+    Args:
+        noise_level (`float`, *optional*, defaults to 0.7): the paper's `a`, at least 0.
+        log_prob_reduction (`str`, *optional*, defaults to `"mean"`): see [`Transition`].
+
+    Raises:
+        ValueError: if `noise_level` is negative, infinite or NaN.
+    """
+
+    def __init__(self, noise_level: float = 0.7, log_prob_reduction: LogProbReduction = "mean"):
+        super().__init__(noise_level, log_prob_reduction)
+
+    def _mean_and_std(self, s: float, s_next: float, schedule: Schedule) -> tuple[float, float, float]:
+        dt = s_next - s
+        g2 = self.noise_level**2 * s / (1 - (schedule.sigma(1) if s == 1 else s))
+        return 1 + g2 * dt / (2 * s), (1 + g2 * (1 - s) / (2 * s)) * dt, math.sqrt(g2 * -dt)

@@ -1,0 +1,347 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of [`ProGRPOTrainer`]."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass, field
+
+import torch
+
+from ._trl import BaseConfig
+from .policies import POLICIES
+from .pruning import PRUNING_RULES
+
+
+@dataclass
+class ProGRPOConfig(BaseConfig):
+    r"""
+    Configuration of [`ProGRPOTrainer`]. Only what is specific to it is listed; everything of
+    [`~transformers.TrainingArguments`] applies, with other defaults where they are given below.
+
+    The arithmetic of one rollout on one device: `per_device_train_batch_size * steps_per_generation` trajectories are
+    trained, which is `.../ num_generations` prompts; each prompt starts `num_expansions` trajectories.
+
+    > Parameters of the model
+
+    Parameters:
+        model_init_kwargs (`dict` or `str`, *optional*):
+            Keyword arguments for `DiffusionPipeline.from_pretrained`, used when `model` is a string.
+        height, width (`int`, *optional*):
+            Image size in pixels; the pipeline's default when unset.
+        max_sequence_length (`int`, *optional*):
+            Token limit of the long text encoder of families that have one; the family's default when unset.
+
+    > Parameters of the data
+
+        prompt_column (`str`, *optional*, defaults to `"prompt"`):
+            Dataset column that holds the prompts. All other columns are handed to the reward functions.
+
+    > Parameters of the rollout
+
+        num_generations (`int`, *optional*, defaults to `12`):
+            Trajectories per prompt that are trained on, the paper's K. At least 2.
+        num_expansions (`int`, *optional*):
+            Trajectories started per prompt, the paper's G_max. Unset: `num_generations`, which is plain GRPO. Larger
+            without `prune_steps`: all are finished and the best subset is chosen by the true rewards (post-hoc).
+        prune_steps (`list[int]`, *optional*):
+            0-based denoising steps after which groups are pruned, increasing, e.g. `[5, 7]`.
+        prune_sizes (`list[int]`, *optional*):
+            Group size after each of them, falling, at least `num_generations`, e.g. `[24, 12]`.
+        pruning_rule (`str`, *optional*, defaults to `"ovf"`):
+            `"ovf"` (largest reward variance), `"top_bottom"`, `"top_k"`, `"random"`, `"none"`, an entry point or a dotted
+            path.
+        preview_decoder (`str`, *optional*):
+            Folder or Hub name of an `AutoencoderTiny` that decodes previews; the pipeline's VAE when unset. For the
+            embedded model `"shapes"` names the one that ships with it.
+        policy (`str`, *optional*):
+            `"flow_sde"`, `"flow_cps"`, `"dance_sde"` for flow models, `"ddim"` for diffusion models; the family's
+            default when unset.
+        noise_level (`float`, *optional*, defaults to `0.7`):
+            Noise of flow policies. 0 has no density to train on and is refused.
+        eta (`float`, *optional*, defaults to `1.0`):
+            Noise of the DDIM policy, in (0, 1].
+        num_inference_steps (`int`, *optional*, defaults to `10`):
+            Denoising steps of a rollout.
+        guidance_scale (`float`, *optional*, defaults to `1.0`):
+            Classifier-free guidance in rollout, update and evaluation. 1 is off and costs one network call a step
+            instead of two.
+        negative_prompt (`str`, *optional*):
+            Negative prompt for guidance; the empty prompt when unset.
+        rollout_batch_size (`int`, *optional*):
+            Rows per network call in rollouts; `per_device_train_batch_size` when unset.
+        decode_batch_size (`int`, *optional*):
+            Images per decoder call; `rollout_batch_size` when unset.
+        steps_per_generation (`int`, *optional*):
+            Micro-batches per rollout, a multiple of `gradient_accumulation_steps`, which is also the default: one
+            optimiser update per rollout and pass. 2 times that: two updates.
+
+    > Parameters of the update
+
+        learning_rate (`float`, *optional*, defaults to `3e-4`):
+            Initial learning rate of AdamW.
+        num_iterations (`int`, *optional*, defaults to `1`):
+            Passes over each rollout, the μ of GRPO.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Weight of the KL to the reference policy (the adapter switched off). Flow-GRPO's KL omits the step size, so
+            its `beta` is `|dt|` times this one.
+        epsilon (`float`, *optional*, defaults to `1e-4`):
+            Clip width of the ratio. Small because log-probabilities are means over the latent dimensions.
+        epsilon_high (`float`, *optional*):
+            Upper clip width; `epsilon` when unset.
+        adv_clip_max (`float`, *optional*, defaults to `5.0`):
+            Advantages are clipped to plus or minus this.
+        scale_rewards (`str`, *optional*, defaults to `"group"`):
+            Divide advantages by the standard deviation of the survivors of the `"group"`, of the whole `"batch"` (the
+            papers' "global std"), or `"none"`.
+        step_weighting (`float`, *optional*, defaults to `0.0`):
+            Loss weights of the denoising steps proportional to `std ** step_weighting`. 0 is the papers' loss; 1 or 2
+            takes weight from the last steps, whose gradients are large and carry little signal.
+        log_prob_reduction (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` or `"sum"` over latent dimensions.
+        reward_weights (`list[float]`, *optional*):
+            One weight per reward function; all 1 when unset.
+        ema_decay (`float`, *optional*):
+            Decay of an exponential moving average of the trained weights, in (0, 1). When set, evaluation runs on
+            the average and `save_model` writes it; checkpoints also keep the raw weights to resume from.
+        ema_update_interval (`int`, *optional*, defaults to `1`):
+            Optimiser updates between two updates of the average.
+
+    > Parameters of evaluation and logging
+
+        eval_num_inference_steps (`int`, *optional*):
+            Denoising steps in evaluation, which samples without noise; `num_inference_steps` when unset.
+    """
+
+    _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
+
+    # Defaults that differ from TRL's
+    learning_rate: float = field(default=3e-4, metadata={"help": "Initial learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Trade compute for memory in the denoiser's backward pass; off if unset."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: further dataset columns go to the reward functions."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bf16 mixed precision. If not set, on where the accelerator has it and fp16 is off."},
+    )
+
+    # Model
+    model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for `DiffusionPipeline.from_pretrained`, as JSON."}
+    )
+    height: int | None = field(
+        default=None, metadata={"help": "Image height in pixels; the pipeline's default if unset."}
+    )
+    width: int | None = field(
+        default=None, metadata={"help": "Image width in pixels; the pipeline's default if unset."}
+    )
+    max_sequence_length: int | None = field(
+        default=None, metadata={"help": "Token limit of the long text encoder, for families that have one."}
+    )
+
+    # Data
+    prompt_column: str = field(default="prompt", metadata={"help": "Dataset column that holds the prompts."})
+
+    # Rollout
+    num_generations: int = field(
+        default=12, metadata={"help": "Trajectories per prompt that are trained on (K of the paper), at least 2."}
+    )
+    num_expansions: int | None = field(
+        default=None,
+        metadata={"help": "Trajectories started per prompt (G_max of the paper). Unset: num_generations, plain GRPO."},
+    )
+    prune_steps: list[int] | None = field(
+        default=None, metadata={"help": "0-based denoising steps after which groups are pruned, e.g. 5 7."}
+    )
+    prune_sizes: list[int] | None = field(
+        default=None, metadata={"help": "Group size after each prune step, e.g. 24 12."}
+    )
+    pruning_rule: str = field(
+        default="ovf", metadata={"help": "ovf, top_bottom, top_k, random, none, or a dotted path."}
+    )
+    preview_decoder: str | None = field(
+        default=None, metadata={"help": "Folder or Hub name of an AutoencoderTiny for previews; the VAE if unset."}
+    )
+    policy: str | None = field(
+        default=None,
+        metadata={"help": "flow_sde, flow_cps, dance_sde or ddim; the model family's default if unset."},
+    )
+    noise_level: float = field(default=0.7, metadata={"help": "Noise of flow policies, above 0."})
+    eta: float = field(default=1.0, metadata={"help": "Noise of the DDIM policy, above 0 and at most 1."})
+    num_inference_steps: int = field(default=10, metadata={"help": "Denoising steps of a rollout."})
+    guidance_scale: float = field(
+        default=1.0, metadata={"help": "Classifier-free guidance in rollout, update and evaluation; 1 is off."}
+    )
+    negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt for guidance."})
+    rollout_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows per network call in rollouts; per_device_train_batch_size if unset."}
+    )
+    decode_batch_size: int | None = field(
+        default=None, metadata={"help": "Images per decoder call; rollout_batch_size if unset."}
+    )
+    steps_per_generation: int | None = field(
+        default=None, metadata={"help": "Micro-batches per rollout; gradient_accumulation_steps if unset."}
+    )
+
+    # Update
+    num_iterations: int = field(default=1, metadata={"help": "Passes over each rollout."})
+    beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the reference policy; 0 is off."})
+    epsilon: float = field(default=1e-4, metadata={"help": "Clip width of the policy ratio."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "Upper clip width; epsilon if unset."})
+    adv_clip_max: float | None = field(default=5.0, metadata={"help": "Advantages are clipped to plus or minus this."})
+    scale_rewards: str = field(
+        default="group", metadata={"help": "Scale advantages by the std of the group, of the batch, or none."}
+    )
+    step_weighting: float = field(
+        default=0.0, metadata={"help": "Loss weights of denoising steps proportional to std to this power."}
+    )
+    log_prob_reduction: str = field(default="mean", metadata={"help": "mean or sum over latent dimensions."})
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per reward function; all 1 if unset."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of a moving average of the trained weights; off if unset."}
+    )
+    ema_update_interval: int = field(default=1, metadata={"help": "Optimiser updates between two EMA updates."})
+
+    # Evaluation and logging
+    eval_num_inference_steps: int | None = field(
+        default=None, metadata={"help": "Denoising steps in evaluation; num_inference_steps if unset."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        self._check_writable(self.output_dir)
+        super().__post_init__()
+        if self.num_expansions is None:
+            self.num_expansions = self.num_generations
+        if self.steps_per_generation is None:
+            self.steps_per_generation = self.gradient_accumulation_steps
+        if self.rollout_batch_size is None:
+            self.rollout_batch_size = self.per_device_train_batch_size
+        self._check_numbers()
+        self._check_pruning()
+        self._check_batches()
+        self._check_unsupported()
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts per rollout on each device."""
+        return self.per_device_train_batch_size * self.steps_per_generation // self.num_generations
+
+    @property
+    def micro_steps_per_rollout(self) -> int:
+        """Micro-batches trained between two rollouts."""
+        return self.steps_per_generation * self.num_iterations
+
+    def _check_numbers(self):
+        at_least_one = (
+            "num_inference_steps", "num_iterations", "steps_per_generation", "rollout_batch_size", "decode_batch_size",
+            "eval_num_inference_steps", "ema_update_interval", "height", "width",
+        )  # fmt: skip
+        for name in at_least_one:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}; use at least 1.")
+        for name in ("noise_level", "eta", "epsilon", "epsilon_high", "adv_clip_max", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}; use a positive number.")
+        if self.eta > 1:
+            raise ValueError(f"`eta` is {self.eta}; use a number above 0 and at most 1.")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"`beta` is {self.beta}; use 0 for no KL term, or a positive number.")
+        if not 1 <= self.guidance_scale < math.inf:
+            raise ValueError(f"`guidance_scale` is {self.guidance_scale}; use 1 for no guidance, or a number above 1.")
+        if not math.isfinite(self.step_weighting):
+            raise ValueError(f"`step_weighting` is {self.step_weighting}; use a finite number, 0 for equal weights.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` is {self.ema_decay}; use a number between 0 and 1, or leave it unset.")
+        for name, choices in (("scale_rewards", ("group", "batch", "none")), ("log_prob_reduction", ("mean", "sum"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.")
+        if self.policy is not None:
+            POLICIES.get(self.policy)
+        PRUNING_RULES.get(self.pruning_rule)
+
+    def _check_pruning(self):
+        if self.num_generations < 2:
+            raise ValueError(
+                f"`num_generations` is {self.num_generations}; a group needs at least 2 trajectories to have an advantage."
+            )
+        if self.num_expansions < self.num_generations:
+            raise ValueError(
+                f"`num_expansions` is {self.num_expansions}, below `num_generations` {self.num_generations}; start at "
+                "least as many trajectories as are trained on."
+            )
+        steps, sizes = self.prune_steps or [], self.prune_sizes or []
+        if len(steps) != len(sizes):
+            raise ValueError(
+                f"`prune_steps` has {len(steps)} entries and `prune_sizes` {len(sizes)}; give one size per step."
+            )
+        for step in steps:
+            if not 0 <= step < self.num_inference_steps:
+                raise ValueError(
+                    f"`prune_steps` holds {step}, but with `num_inference_steps` {self.num_inference_steps} steps are "
+                    f"0 to {self.num_inference_steps - 1}; choose among those."
+                )
+        if any(a >= b for a, b in zip(steps, steps[1:])):
+            raise ValueError(f"`prune_steps` is {steps}; give increasing steps, e.g. {sorted(set(steps))}.")
+        for before, after in zip([self.num_expansions, *sizes], sizes):
+            if after >= before:
+                raise ValueError(
+                    f"`prune_sizes` is {sizes} after `num_expansions` {self.num_expansions}: {after} is not below {before}; "
+                    "give falling sizes."
+                )
+        if sizes and sizes[-1] < self.num_generations:
+            raise ValueError(
+                f"`prune_sizes` ends at {sizes[-1]}, below `num_generations` {self.num_generations}; end at "
+                "`num_generations`, or above it for a last selection on the true rewards."
+            )
+
+    def _check_batches(self):
+        trained = self.per_device_train_batch_size * self.steps_per_generation
+        if self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"`steps_per_generation` is {self.steps_per_generation}, no multiple of `gradient_accumulation_steps` "
+                f"{self.gradient_accumulation_steps}; an optimiser update may not straddle two rollouts."
+            )
+        if trained % self.num_generations:
+            raise ValueError(
+                f"`per_device_train_batch_size` {self.per_device_train_batch_size} times `steps_per_generation` "
+                f"{self.steps_per_generation} is {trained} trajectories, no multiple of `num_generations` "
+                f"{self.num_generations}; whole groups must fit, e.g. per_device_train_batch_size={self.num_generations}."
+            )
+
+    def _check_unsupported(self):
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` is True, but the reward functions need the columns; use False.")
+        for name, off, why in (
+            ("neftune_noise_alpha", None, "a denoiser has no token embeddings"),
+            ("label_smoothing_factor", 0.0, "there are no labels"),
+            ("use_liger_kernel", False, "Liger has no kernels for diffusion models"),
+            ("auto_find_batch_size", False, "the batch size fixes how many prompts a rollout has"),
+        ):
+            if getattr(self, name, off) != off:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, which is not supported: {why}; use {off}.")
+
+    @staticmethod
+    def _check_writable(output_dir: str | None):
+        """Fails before hours of work if the output folder cannot be written."""
+        if output_dir is None:
+            return
+        try:
+            os.makedirs(output_dir, exist_ok=True)
+            with tempfile.TemporaryFile(dir=output_dir):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"`output_dir` {output_dir!r} cannot be written ({error.strerror}); choose a folder you may write to."
+            ) from error

@@ -1,0 +1,693 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Pro-GRPO on transformers' training loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.training_utils import EMAModel
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+
+from ._trl import BaseTrainer
+from .adapters import (
+    ADAPTER_FILE,
+    RAW_ADAPTER_FILE,
+    adapters_disabled,
+    add_adapter,
+    default_lora_config,
+    load_adapter,
+    save_adapter,
+    trainable_parameters,
+)
+from .advantages import group_advantages
+from .callbacks import ProGRPOProgressCallback
+from .data import RolloutSampler, check_prompts, collate_rows
+from .families import family_class, load_pipeline, load_preview_decoder
+from .hub import write_model_card
+from .losses import clip_advantages, log_ratio, policy_loss, step_weights
+from .metrics import group_std, prune_metrics
+from .policies import POLICIES
+from .progrpo_config import ProGRPOConfig
+from .pruning import PRUNING_RULES
+from .rewards import RewardFunc, RewardRunner
+from .sampler import ExpandPruneSampler
+from .seeds import derive_seed
+from .timing import PhaseTimer
+from .types import Rollout
+
+
+EVAL_ROLLOUT = -1
+"""Rollout index of evaluation, so that its seeds never meet those of training."""
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the prompt sampler which epoch begins; accelerate's wrappers do not pass it on."""
+
+    def __init__(self, trainer: ProGRPOTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.prompt_sampler.set_epoch(int(state.epoch or 0))
+
+
+class _EMACallback(TrainerCallback):
+    def __init__(self, trainer: ProGRPOTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.ema_update_interval == 0:
+            self.trainer.ema.step(trainable_parameters(self.trainer.family.denoiser))
+
+
+class ProGRPOTrainer(BaseTrainer):
+    """
+    Trainer for Expand-and-Prune GRPO (arXiv 2512.15347) on text-to-image diffusion and flow models.
+
+    With `num_expansions` unset it is plain GRPO (Flow-GRPO, DDPO with group advantages); with `num_expansions` alone
+    it selects among finished trajectories; with `prune_steps` and `prune_sizes` it prunes in mid-denoising.
+
+    ```python
+    from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
+
+    trainer = ProGRPOTrainer(
+        model="shapes",
+        reward_funcs="shapes",
+        args=ProGRPOConfig(output_dir="out", num_expansions=48, prune_steps=[5, 7], prune_sizes=[24, 12]),
+        train_dataset=dataset,
+    )
+    trainer.train()
+    trainer.save_model()  # pipeline.load_lora_weights("out") loads it
+    ```
+
+    Args:
+        model (`str` or [`~diffusers.DiffusionPipeline`]): Hub name, local folder, `"shapes"` for the embedded model, or
+            a loaded pipeline. The family is chosen by the pipeline class.
+        reward_funcs (`RewardFunc`, `str` or a list of them): `reward(prompts, images, **columns) -> list[float | None]`,
+            or names; see [`~rewards.RewardFunc`].
+        args ([`ProGRPOConfig`], *optional*): the configuration.
+        train_dataset ([`~datasets.Dataset`]): rows with a prompt column; its other columns go to the reward functions.
+        eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*): held-out prompts, one image each.
+        callbacks (`list[TrainerCallback]`, *optional*): added to the defaults. A method
+            `on_phase(args, state, control, phase, done, total)` is told what a rollout is doing.
+        optimizers (`tuple`, *optional*): optimiser and scheduler, as in [`~transformers.Trainer`].
+        peft_config ([`~peft.LoraConfig`], `"default"` or `None`): the LoRA that is trained; `"default"` is the family's,
+            `None` trains the whole denoiser.
+        eval_reward_funcs (`RewardFunc`, `str` or a list of them, *optional*): scored in evaluation only, never trained on.
+
+    Raises:
+        ValueError: for anything that cannot work, before weights are loaded where that can be known.
+    """
+
+    _tag_names = ["trl", "progrpo"]
+    _name = "Pro-GRPO"
+
+    def __init__(
+        self,
+        model: str | DiffusionPipeline,
+        reward_funcs: RewardFunc | str | Sequence[RewardFunc | str],
+        args: ProGRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        peft_config: LoraConfig | Literal["default"] | None = "default",
+        eval_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
+    ):
+        args = args if args is not None else ProGRPOConfig(output_dir="trl-progrpo-output")
+        self.reward_runner = RewardRunner(reward_funcs, args.reward_weights)
+        self.eval_reward_runner = RewardRunner(eval_reward_funcs) if eval_reward_funcs else None
+        self._check_datasets(args, train_dataset, eval_dataset)
+        init_kwargs = dict(args.model_init_kwargs or {})
+        family = family_class(model, **init_kwargs)
+        policy = self._make_policy(args, family)
+
+        # LoRA's initial weights come from the global generator, and the base class seeds it only later.
+        set_seed(args.seed)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        pipeline = load_pipeline(model, torch.float32 if peft_config is None else dtype, **init_kwargs)
+        self.model_name = model if isinstance(model, str) else pipeline.config._name_or_path
+        self.family = family(
+            pipeline,
+            height=args.height,
+            width=args.width,
+            guidance_scale=args.guidance_scale,
+            max_sequence_length=args.max_sequence_length,
+        )
+        self.reference_denoiser = self._prepare_denoiser(args, peft_config)
+        self._micro_batches: list[Rollout] = []
+        self._micro_batches_of: tuple[int, int] | None = None
+        self.last_rollout: Rollout | None = None
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._timer = PhaseTimer()
+        self._micro_steps_since_update = 0
+
+        super().__init__(
+            model=self.family.denoiser,
+            args=args,
+            data_collator=collate_rows,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        pipeline.to(self.accelerator.device)
+        self.preview_decoder = load_preview_decoder(args.preview_decoder, self.accelerator.device)
+        self.prompt_sampler: RolloutSampler | None = None
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        if not args.disable_tqdm:
+            self.add_callback(ProGRPOProgressCallback())
+        self.add_callback(_EpochCallback(self))
+        self.ema: EMAModel | None = None
+        if args.ema_decay is not None:
+            self.ema = EMAModel(trainable_parameters(self.family.denoiser), decay=args.ema_decay)
+            self.add_callback(_EMACallback(self))
+
+        self.sampler = self._make_sampler(
+            policy,
+            args.num_inference_steps,
+            num_generations=args.num_generations,
+            num_expansions=args.num_expansions,
+            prune_steps=args.prune_steps,
+            prune_sizes=args.prune_sizes,
+            pruning_rule=PRUNING_RULES.get(args.pruning_rule),
+            preview_decoder=self.preview_decoder,
+        )
+        self._check_steps(policy)
+
+    # ---- construction ------------------------------------------------------------------------------------------------
+
+    @property
+    def pipeline(self) -> DiffusionPipeline:
+        """The pipeline whose denoiser is trained, adapter included."""
+        return self.family.pipeline
+
+    @staticmethod
+    def _check_datasets(args, train_dataset, eval_dataset) -> None:
+        if train_dataset is not None:
+            check_prompts(train_dataset, args.prompt_column, "train_dataset")
+        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
+            if dataset is not None:
+                check_prompts(dataset, args.prompt_column, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+
+    @staticmethod
+    def _make_policy(args, family):
+        name = args.policy or family.policies[0]
+        if name in POLICIES.registered() and name not in family.policies:
+            raise ValueError(
+                f"`policy` is {name!r}, which does not fit {family.pipeline_classes[0]}; use {' or '.join(family.policies)}."
+            )
+        level = {"eta": args.eta} if name == "ddim" else {"noise_level": args.noise_level}
+        return POLICIES.get(name)(**level, log_prob_reduction=args.log_prob_reduction)
+
+    def _prepare_denoiser(self, args, peft_config) -> torch.nn.Module | None:
+        """Puts the adapter on, or keeps a frozen copy for the KL of full fine-tuning."""
+        pipeline, denoiser = self.family.pipeline, self.family.denoiser
+        for component in pipeline.components.values():
+            if isinstance(component, torch.nn.Module):
+                component.requires_grad_(False)
+                component.eval()
+        reference = None
+        self.use_adapter = peft_config is not None
+        if self.use_adapter:
+            add_adapter(self.family, default_lora_config(self.family) if peft_config == "default" else peft_config)
+        else:
+            reference = copy.deepcopy(denoiser) if args.beta > 0 else None
+            denoiser.requires_grad_(True)
+        # Two names for one switch; which of them carries it depends on the version of transformers.
+        if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
+            denoiser.enable_gradient_checkpointing()
+            # The loop would look for a method that diffusers models do not have.
+            args.activation_checkpointing = args.gradient_checkpointing = False
+        return reference
+
+    def _make_sampler(self, policy, num_inference_steps, **kwargs) -> ExpandPruneSampler:
+        return ExpandPruneSampler(
+            self.family,
+            policy,
+            kwargs.pop("scorer", self.reward_runner),
+            reward_weights=kwargs.pop("reward_weights", self.reward_runner.weights),
+            num_inference_steps=num_inference_steps,
+            rollout_batch_size=self.args.rollout_batch_size,
+            decode_batch_size=self.args.decode_batch_size,
+            seed=self.args.seed,
+            on_progress=kwargs.pop("on_progress", self._on_phase),
+            **kwargs,
+        )
+
+    def _check_steps(self, policy) -> None:
+        schedule = self.family.make_schedule(self.args.num_inference_steps)
+        if not policy.stochastic_steps(schedule):
+            raise ValueError(
+                f"`num_inference_steps` is {self.args.num_inference_steps}, and none of its steps carries noise with "
+                f"{policy!r}; use more steps or more noise."
+            )
+
+    # ---- what the base class asks about data -------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = [self.args.prompt_column]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One batch per micro-step; all micro-steps of a rollout are given the rollout's prompts."""
+        if self.train_dataset is None:
+            raise ValueError("`train_dataset` is None; give a dataset with prompts to train on.")
+        self.prompt_sampler = RolloutSampler(
+            len(self.train_dataset),
+            self.args.prompts_per_rollout * self.accelerator.num_processes,
+            self.args.micro_steps_per_rollout,
+            self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            shuffle=self.args.train_sampling_strategy != "sequential",
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.args.prompts_per_rollout,
+            sampler=self.prompt_sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_total_train_batch_size(self, args) -> int:
+        return self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0
+
+    def _send_telemetry(self) -> None:
+        """Nothing is reported: TRL's telemetry reads fields that a diffusers config does not have."""
+
+    # ---- rollout -----------------------------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, inputs: dict[str, list[Any]]) -> Rollout:
+        """The rows of this micro-step, after a rollout if one is due. Which is due follows from the step count alone."""
+        args = self.args
+        micro_step = self.state.global_step * args.gradient_accumulation_steps + self._micro_steps_since_update
+        rollout_index, position = divmod(micro_step, args.micro_steps_per_rollout)
+        iteration, position = divmod(position, args.steps_per_generation)
+        if self._micro_batches_of != (rollout_index, iteration):
+            if self.last_rollout is None or self.last_rollout_index != rollout_index:
+                self._rollout(inputs, rollout_index)
+            self._micro_batches = self._split(self.last_rollout, rollout_index, iteration)
+            self._micro_batches_of = (rollout_index, iteration)
+        return self._micro_batches[position]
+
+    def _rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> None:
+        rollout = self._restore_rollout(inputs, rollout_index)
+        if rollout is None:
+            prompts, columns = self._split_columns(inputs)
+            first_slot = self.accelerator.process_index * len(prompts)
+            with self._inference():
+                rollout = self.sampler.rollout(
+                    self.family.denoiser,
+                    prompts,
+                    columns,
+                    conditioning=self._encode(prompts),
+                    rollout_index=rollout_index,
+                    first_slot=first_slot,
+                )
+            rollout = rollout.replace(advantages=self._advantages(rollout))
+            self._log_rollout(rollout)
+        self.last_rollout, self.last_rollout_index = rollout, rollout_index
+
+    def _encode(self, prompts: Sequence[str]):
+        negative = None if self.args.negative_prompt is None else [self.args.negative_prompt] * len(prompts)
+        with torch.no_grad():
+            return self.family.encode_prompts(prompts, negative)
+
+    def _advantages(self, rollout: Rollout) -> torch.Tensor:
+        args, batch_std = self.args, None
+        if args.scale_rewards == "batch":
+            everywhere = self.accelerator.gather(rollout.rewards.to(self.accelerator.device))
+            batch_std = everywhere[~everywhere.isnan()].double().std(correction=0).item()
+        advantages = group_advantages(rollout.rewards, rollout.prompt_index, args.scale_rewards, batch_std=batch_std)
+        return clip_advantages(advantages, args.adv_clip_max)
+
+    def _split(self, rollout: Rollout, rollout_index: int, iteration: int) -> list[Rollout]:
+        seed = derive_seed(self.args.seed, rollout_index, iteration, self.accelerator.process_index)
+        order = torch.randperm(len(rollout), generator=torch.Generator().manual_seed(seed))
+        return [rollout.select(rows) for rows in order.split(self.args.per_device_train_batch_size)]
+
+    def _split_columns(self, inputs: dict[str, list[Any]]) -> tuple[list[str], dict[str, list[Any]]]:
+        columns = dict(inputs)
+        return columns.pop(self.args.prompt_column), columns
+
+    @contextmanager
+    def _inference(self):
+        """No gradients, evaluation mode, and the mixed precision of the update."""
+        training = self.family.denoiser.training
+        self.family.denoiser.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            yield
+        self.family.denoiser.train(training)
+
+    # ---- update ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """One micro-batch: a forward and backward pass per trained denoising step, gradients synchronised in the last."""
+        rows = self._prepare_inputs(inputs)
+        model.train()
+        steps = range(len(rows.step_indices))
+        weights = self._step_weights(rows)
+        total = torch.zeros((), device=self.accelerator.device)
+        with self._timer("update"):
+            for s in steps:
+                synchronise = s == steps[-1]
+                with nullcontext() if synchronise else self.accelerator.no_sync(model):
+                    loss = self._step_loss(model, rows, s) * weights[s]
+                    loss = loss / (len(steps) * self.current_gradient_accumulation_steps)
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+                self._on_phase("update", s + 1, len(steps))
+        self._micro_steps_since_update += 1
+        if self._micro_steps_since_update == self.args.gradient_accumulation_steps:
+            self._micro_steps_since_update = 0
+        return total
+
+    def _step_weights(self, rows: Rollout) -> list[float]:
+        stds = [self.sampler.policy.std(rows.schedule, i) for i in rows.step_indices]
+        return step_weights(stds, self.args.step_weighting).tolist()
+
+    def _step_loss(self, model, rows: Rollout, s: int) -> torch.Tensor:
+        """Mean loss of the rows `(B,)` at the `s`-th trained step."""
+        args, device = self.args, self.accelerator.device
+        transition = self._transition(model, rows, s)
+        log_prob = transition.log_prob(rows.latents[:, s + 1])
+        sampled = rows.log_probs[:, s].to(device)
+        # On policy the ratio is 1 by definition; replaying the sampled value would only add the rounding of another batch shape.
+        old_log_prob = log_prob.detach() if self._on_policy else sampled
+        loss, metrics = policy_loss(
+            log_ratio(log_prob, old_log_prob), rows.advantages.to(device), args.epsilon, args.epsilon_high
+        )
+        if args.beta > 0:
+            kl = transition.kl(self._reference_transition(rows, s))
+            loss = loss + args.beta * kl
+            self._record("kl", kl.detach().mean())
+        if self._is_first_pass:
+            drift = (log_prob.detach() - sampled).abs()
+            self._record("sampling/sampling_logp_difference/mean", drift.mean())
+            self._metrics["sampling/sampling_logp_difference/max"].append(drift.max().item())
+        for name, value in metrics.items():
+            self._record(name, value)
+        return loss.mean()
+
+    def _transition(self, denoiser, rows: Rollout, s: int):
+        step_index = rows.step_indices[s]
+        latents = rows.latents[:, s]
+        timestep = rows.schedule.timesteps[step_index].to(latents.device)
+        with self.accelerator.autocast():
+            output = self.family.predict(denoiser, latents, timestep, rows.conditioning.rows(rows.prompt_index))
+        return self.sampler.policy.step(output, latents, rows.schedule, step_index)
+
+    def _reference_transition(self, rows: Rollout, s: int):
+        denoiser = self.reference_denoiser or self.family.denoiser
+        disabled = nullcontext() if self.reference_denoiser is not None else adapters_disabled(denoiser)
+        with torch.no_grad(), disabled:
+            return self._transition(denoiser, rows, s)
+
+    @property
+    def _on_policy(self) -> bool:
+        """Whether every micro-batch of a rollout is trained by the very weights that sampled it."""
+        return self.args.micro_steps_per_rollout == self.args.gradient_accumulation_steps
+
+    @property
+    def _is_first_pass(self) -> bool:
+        """Whether no optimiser update has happened since the rollout."""
+        done = self.state.global_step * self.args.gradient_accumulation_steps
+        return done % self.args.micro_steps_per_rollout == 0
+
+    # ---- metrics -----------------------------------------------------------------------------------------------------
+
+    def _on_phase(self, phase: str, done: int, total: int) -> None:
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "on_phase"):
+                callback.on_phase(self.args, self.state, self.control, phase=phase, done=done, total=total)
+
+    def _record(self, name: str, value: torch.Tensor | float) -> None:
+        self._metrics[name].append(value.item() if isinstance(value, torch.Tensor) else value)
+
+    def _log_rollout(self, rollout: Rollout) -> None:
+        grouped = rollout.rewards.view(self.args.prompts_per_rollout, -1)
+        self._record("reward", rollout.rewards.nanmean())
+        self._record("reward_std", group_std(rollout.rewards, rollout.prompt_index))
+        self._record("frac_reward_zero_std", (grouped.std(1, correction=0) == 0).float().mean())
+        for name, values in zip(self.reward_runner.names, rollout.rewards_per_func.unbind(1)):
+            self._record(f"rewards/{name}/mean", values.nanmean())
+        for name, value in prune_metrics(rollout).items():
+            self._record(name, value)
+        for name in ("nfe", "decodes", "preview_decodes", "reward_calls"):
+            self._record(f"sampling/{name}", getattr(rollout.cost, name))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the metrics gathered since the last log, averaged over micro-steps and processes."""
+        if self._metrics and "loss" in logs:
+            logs = {**logs, **self._reduced_metrics()}
+            seconds = self.sampler.timer.drain()
+            seconds.update(self._timer.drain())
+            logs.update({f"time/{phase}": value for phase, value in seconds.items()})
+            self._metrics.clear()
+        super().log(logs, start_time)
+
+    def _reduced_metrics(self) -> dict[str, float]:
+        # A maximum of maxima, a minimum of minima, and means of everything else.
+        reduce = {
+            name: max if name.endswith("/max") else min if name.endswith("/min") else _mean for name in self._metrics
+        }
+        local = {name: reduce[name](values) for name, values in self._metrics.items()}
+        if self.accelerator.num_processes == 1:
+            return local
+        names = sorted(local)
+        values = torch.tensor([[local[name] for name in names]], device=self.accelerator.device)
+        everywhere = self.accelerator.gather(values).cpu()
+        return {name: reduce[name](everywhere[:, i].tolist()) for i, name in enumerate(names)}
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """
+        Samples one image per held-out prompt without noise and with fixed seeds, and scores it.
+
+        Returns the mean and standard error over prompts of the weighted reward and of every reward function, those of
+        `eval_reward_funcs` included; with `ema_decay` the averaged weights are evaluated.
+        """
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(eval_dataset, dict):
+            metrics = {}
+            for name, dataset in eval_dataset.items():
+                metrics.update(self.evaluate(dataset, metric_key_prefix=f"{metric_key_prefix}_{name}"))
+            return metrics
+        if eval_dataset is None:
+            raise ValueError("`eval_dataset` is None; give held-out prompts to evaluate on.")
+
+        rows = collate_rows([eval_dataset[i] for i in range(len(eval_dataset))])
+        names, scores = self._evaluation_scores(*self._split_columns(rows))
+        weights = self.reward_runner.weights.double()
+        columns = {"": (scores[:, : len(weights)].nan_to_num() * weights).sum(1)}
+        columns.update({f"s/{name}": scores[:, i] for i, name in enumerate(names)})
+        metrics = {f"{metric_key_prefix}_num_prompts": len(scores)}
+        for name, values in columns.items():
+            values = values[~values.isnan()]
+            separator = "_" if name == "" else "/"
+            mean_key = f"{metric_key_prefix}_reward{name}" + ("" if name == "" else "/mean")
+            metrics[mean_key] = values.mean().item()
+            metrics[f"{metric_key_prefix}_reward{name}{separator}stderr"] = _standard_error(values)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluation_scores(self, prompts, columns) -> tuple[list[str], torch.Tensor]:
+        """Names and scores `(N, F)` of all prompts; every process samples its share and all get the whole."""
+        runners = [self.reward_runner, *([self.eval_reward_runner] if self.eval_reward_runner else [])]
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        share = -(-len(prompts) // world)
+        # Shares are padded to equal length: every process must make the same number of calls.
+        mine = [min(i, len(prompts) - 1) for i in range(rank * share, (rank + 1) * share)]
+        chunk = self.args.per_device_eval_batch_size
+        parts = []
+        for start in range(0, share, chunk):
+            index = mine[start : start + chunk]
+            batch = [prompts[i] for i in index]
+            batch_columns = {name: [values[i] for i in index] for name, values in columns.items()}
+            images = self.generate(batch, first_slot=index[0])
+            parts.append(torch.cat([runner(batch, images, batch_columns) for runner in runners], 1))
+            self._on_phase("evaluate", min(start + chunk, share), share)
+        scores = torch.cat(parts).double().to(self.accelerator.device)
+        scores = self.accelerator.gather(scores)[: len(prompts)].cpu()
+        return [name for runner in runners for name in runner.names], scores
+
+    def generate(
+        self, prompts: Sequence[str], seed: int | None = None, adapter: bool = True, first_slot: int = 0
+    ) -> torch.Tensor:
+        """
+        One noise-free image per prompt, `(N, 3, height, width)` in [0, 1], fp32 on the CPU.
+
+        Args:
+            prompts (`Sequence[str]`): the prompts.
+            seed (`int`, *optional*): fixes the initial latents, prompt by prompt; the run's seed when unset.
+            adapter (`bool`, *optional*, defaults to `True`): whether the trained adapter is on; off is the base model.
+            first_slot (`int`, *optional*, defaults to 0): position of the first prompt; fixes its seed.
+        """
+        sampler = self._make_sampler(
+            self.sampler.policy.ode(),
+            self.args.eval_num_inference_steps or self.args.num_inference_steps,
+            num_generations=1,
+            scorer=lambda prompts, images, columns, preview: torch.zeros(len(prompts), 1),
+            reward_weights=torch.ones(1),
+            on_progress=None,
+        )
+        sampler.seed = self.args.seed if seed is None else seed
+        with self._inference(), self._weights(adapter):
+            rollout = sampler.rollout(
+                self.family.denoiser,
+                prompts,
+                conditioning=self._encode(prompts),
+                rollout_index=EVAL_ROLLOUT,
+                first_slot=first_slot,
+            )
+        return rollout.images
+
+    @contextmanager
+    def _weights(self, adapter: bool):
+        """The weights to sample with: the base model's, the average's, or those in training."""
+        if not adapter and not self.use_adapter:
+            raise ValueError("`adapter=False` needs a LoRA run: full fine-tuning does not keep the base weights.")
+        if not adapter:
+            with adapters_disabled(self.family.denoiser):
+                yield
+        elif self.ema is not None:
+            parameters = trainable_parameters(self.family.denoiser)
+            self.ema.store(parameters)
+            self.ema.copy_to(parameters)
+            try:
+                yield
+            finally:
+                self.ema.restore(parameters)
+        else:
+            yield
+
+    # ---- saving and resuming -----------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """
+        Writes what `pipeline.load_lora_weights(output_dir)` reads (or the denoiser, without LoRA) and a model card.
+
+        With EMA that is the average; the raw weights lie beside it, for resuming.
+        """
+        if not self.args.should_save:
+            return
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        os.makedirs(output_dir, exist_ok=True)
+        with self._weights(adapter=True):
+            self._save_weights(output_dir, ADAPTER_FILE, self.family.denoiser_name)
+        if self.ema is not None:
+            self._save_weights(output_dir, RAW_ADAPTER_FILE, f"{self.family.denoiser_name}_raw")
+        Path(output_dir, "training_args.json").write_text(self.args.to_json_string())
+        write_model_card(self, output_dir)
+
+    def _save_weights(self, output_dir: str, adapter_file: str, denoiser_folder: str) -> None:
+        if self.use_adapter:
+            save_adapter(self.family, output_dir, adapter_file)
+        else:
+            self.family.denoiser.save_pretrained(os.path.join(output_dir, denoiser_folder))
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        if self.is_world_process_zero():
+            write_model_card(self, self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        # A checkpoint that falls inside a rollout needs the rollout; at its end the next one is sampled afresh.
+        micro_step = self.state.global_step * self.args.gradient_accumulation_steps
+        if micro_step % self.args.micro_steps_per_rollout and self.last_rollout is not None:
+            tensors = {name: tensor.contiguous() for name, tensor in self.last_rollout.state_dict().items()}
+            save_file(
+                tensors,
+                os.path.join(folder, f"rollout_{self.accelerator.process_index}.safetensors"),
+                metadata={"rollout_index": str(self.last_rollout_index)},
+            )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Trains; see [`~transformers.Trainer.train`].
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint folder of this trainer, or `True` for the
+                newest in `output_dir`. The continued run equals one that was never interrupted.
+
+        Raises:
+            ValueError: if there is no such checkpoint.
+        """
+        if isinstance(resume_from_checkpoint, str) and not os.path.isfile(
+            os.path.join(resume_from_checkpoint, "trainer_state.json")
+        ):
+            raise ValueError(
+                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint folder (it has no "
+                "trainer_state.json); give a `checkpoint-*` folder or leave it unset."
+            )
+        self._micro_steps_since_update = 0
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        folder, name = resume_from_checkpoint, self.family.denoiser_name
+        raw, parameters = self.ema is not None, trainable_parameters(self.family.denoiser)
+        if raw:
+            self._load_weights(folder, ADAPTER_FILE, name)
+            self.ema.shadow_params = [parameter.detach().clone() for parameter in parameters]
+            with open(os.path.join(folder, "trainer_state.json")) as file:
+                updates = json.load(file)["global_step"] // self.args.ema_update_interval
+            self.ema.optimization_step = updates
+        self._load_weights(folder, RAW_ADAPTER_FILE if raw else ADAPTER_FILE, f"{name}_raw" if raw else name)
+        self._resumed_from = folder
+
+    def _load_weights(self, folder: str, adapter_file: str, denoiser_folder: str) -> None:
+        if self.use_adapter:
+            load_adapter(self.family, os.path.join(folder, adapter_file))
+        else:
+            loaded = type(self.family.denoiser).from_pretrained(os.path.join(folder, denoiser_folder))
+            self.family.denoiser.load_state_dict(loaded.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    _resumed_from: str | None = None
+
+    def _restore_rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> Rollout | None:
+        """The rollout that a checkpoint was saved in the middle of, or `None`."""
+        if self._resumed_from is None:
+            return None
+        path = os.path.join(self._resumed_from, f"rollout_{self.accelerator.process_index}.safetensors")
+        self._resumed_from = None
+        if not os.path.isfile(path):
+            return None
+        device = self.accelerator.device
+        tensors = load_file(path)
+        tensors["latents"] = tensors["latents"].to(device)
+        schedule = self.family.make_schedule(self.args.num_inference_steps)
+        return Rollout(
+            **tensors,
+            step_indices=self.sampler.policy.stochastic_steps(schedule),
+            conditioning=self._encode(self._split_columns(inputs)[0]),
+            schedule=schedule,
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _standard_error(values: torch.Tensor) -> float:
+    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan

@@ -1,0 +1,61 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What a reward is: a callable in TRL's convention, and how its name becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from ..registry import Registry
+
+
+RewardFunc = Callable[..., list[float | None]]
+"""
+`reward(prompts, images, **columns) -> list[float | None]`.
+
+`prompts` is a list of `str`; `images` a list of PIL images of the same length, or a tensor `(B, 3, height, width)` in
+[0, 1] for functions with the attribute `image_type = "pt"`; every other column of the dataset arrives as a keyword with
+one entry per image, and so does `preview` (`bool`): whether the images are previews of unfinished trajectories. `None`
+means the reward does not apply to that sample. A function without `**kwargs` is given only the keywords it names.
+"""
+
+REWARDS = Registry("reward function", "trl_progrpo.rewards")
+"""Reward functions by name."""
+
+
+def image_type(kind: Literal["pil", "pt"]) -> Callable[[RewardFunc], RewardFunc]:
+    """
+    Decorator: declares whether a reward function wants PIL images (the default) or a float tensor in [0, 1].
+
+    Raises:
+        ValueError: if `kind` is neither `"pil"` nor `"pt"`.
+    """
+    if kind not in ("pil", "pt"):
+        raise ValueError(f'`image_type` is {kind!r}; use "pil" or "pt".')
+
+    def decorate(function: RewardFunc) -> RewardFunc:
+        function.image_type = kind
+        return function
+
+    return decorate
+
+
+def resolve_reward(reward: str | RewardFunc) -> RewardFunc:
+    """
+    A callable from a registered name, an entry point, a dotted path, or a callable (returned as it is).
+
+    Raises:
+        ValueError: if the name is unknown or what it names is not callable.
+    """
+    function = REWARDS.get(reward) if isinstance(reward, str) else reward
+    if not callable(function):
+        raise ValueError(
+            f"`reward_funcs` holds {reward!r}, a {type(function).__name__}; give a function "
+            "`(prompts, images, **columns) -> list[float]` or the name of one."
+        )
+    return function
+
+
+def reward_name(function: RewardFunc) -> str:
+    """The name under which a reward function is logged."""
+    return getattr(function, "__name__", type(function).__name__)

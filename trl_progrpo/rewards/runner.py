@@ -1,0 +1,129 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Calls reward functions and checks what they return."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .base import RewardFunc, resolve_reward, reward_name
+
+
+class RewardRunner:
+    """
+    Scores images with several reward functions.
+
+    Args:
+        reward_funcs (`RewardFunc`, `str` or a list of them): callables, registered names or dotted paths.
+        reward_weights (`list[float]`, *optional*): one weight per function; all 1 when unset.
+
+    Raises:
+        ValueError: if there is no function, an unknown name, or the number of weights differs.
+    """
+
+    def __init__(self, reward_funcs: RewardFunc | str | Sequence, reward_weights: Sequence[float] | None = None):
+        if callable(reward_funcs) or isinstance(reward_funcs, str):
+            reward_funcs = [reward_funcs]
+        if not reward_funcs:
+            raise ValueError("`reward_funcs` is empty; give at least one reward function or name.")
+        self.functions = [resolve_reward(function) for function in reward_funcs]
+        self.names = _unique([reward_name(function) for function in self.functions])
+        weights = [1.0] * len(self.functions) if reward_weights is None else list(reward_weights)
+        if len(weights) != len(self.functions):
+            raise ValueError(
+                f"`reward_weights` has {len(weights)} entries for {len(self.functions)} reward functions; "
+                "give one weight per function."
+            )
+        self.weights = torch.tensor(weights, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.functions)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        images: torch.Tensor,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        preview: bool = False,
+    ) -> torch.Tensor:
+        """
+        Rewards `(B, F)`, fp32 on the CPU; NaN where a function returned `None`.
+
+        Args:
+            prompts (`Sequence[str]` of length `B`): the prompt of each image.
+            images (`torch.Tensor` of shape `(B, 3, height, width)`): fp32 in [0, 1].
+            columns (`Mapping[str, Sequence]`, *optional*): further dataset columns, one entry per image.
+            preview (`bool`, *optional*, defaults to `False`): whether the images are previews; told to the functions.
+
+        Raises:
+            ValueError: if a function returns the wrong length, NaN or infinity, or something that is not a number.
+        """
+        pil = None
+        scores = torch.empty(len(prompts), len(self))
+        for column, (name, function) in enumerate(zip(self.names, self.functions)):
+            if getattr(function, "image_type", "pil") == "pt":
+                batch = images
+            else:
+                batch = pil = pil if pil is not None else to_pil(images)
+            keywords = {**(columns or {}), "preview": preview}
+            values = function(prompts=list(prompts), images=batch, **_accepted(function, keywords))
+            scores[:, column] = torch.tensor(_checked(name, values, len(prompts)))
+        return scores
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """PIL images of a tensor `(B, 3, height, width)` in [0, 1], rounded as diffusers' image processor does."""
+    array = (images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
+    return [Image.fromarray(image) for image in array]
+
+
+def _accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return keywords
+    return {name: value for name, value in keywords.items() if name in parameters}
+
+
+def _checked(name: str, values: Any, expected: int) -> list[float]:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().tolist()
+    try:
+        count = len(values)
+    except TypeError:
+        raise ValueError(
+            f"reward function `{name}` returned {type(values).__name__} for {expected} images; return a list with one "
+            "number (or None) per image."
+        ) from None
+    if count != expected or isinstance(values, (str, dict)):
+        raise ValueError(
+            f"reward function `{name}` returned {count} values for {expected} images; return a list with one number "
+            "(or None) per image."
+        )
+    checked = []
+    for index, value in enumerate(values):
+        if value is None:
+            checked.append(math.nan)
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"reward function `{name}` returned {value!r} for image {index}; return a number, or None where the "
+                "reward does not apply."
+            ) from None
+        if not math.isfinite(number):
+            raise ValueError(
+                f"reward function `{name}` returned {number} for image {index}; return a finite number, or None where "
+                "the reward does not apply."
+            )
+        checked.append(number)
+    return checked
+
+
+def _unique(names: list[str]) -> list[str]:
+    return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]

@@ -1,0 +1,268 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""The data that flows between families, policies, sampler and trainer. Knows torch and nothing else.
+
+Letters in shapes: `P` prompts, `B` rows (trajectories), `T` denoising steps, `S` trained steps, `F` reward functions,
+`*l` the latent dimensions of one sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+
+
+LogProbReduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """
+    A discretised noise path `x_t = alpha_t * x_0 + sigma_t * eps`, read once from a diffusers scheduler.
+
+    Step `i` goes from noise level `i` to `i + 1`; step 0 is the noisiest. Coefficients live on the CPU in float64, so
+    that policies compute with plain floats: no host-device synchronisation and no rounding beyond the final fp32.
+
+    Attributes:
+        timesteps (`torch.Tensor` of shape `(T,)`): what the denoiser is given as time, in its own unit.
+        alphas (`torch.Tensor` of shape `(T + 1,)`, float64): signal coefficients.
+        sigmas (`torch.Tensor` of shape `(T + 1,)`, float64): noise coefficients.
+        prediction_type (`str`): `"flow"` (velocity `eps - x_0`), `"epsilon"`, `"v_prediction"` or `"sample"`.
+    """
+
+    timesteps: torch.Tensor
+    alphas: torch.Tensor
+    sigmas: torch.Tensor
+    prediction_type: Literal["flow", "epsilon", "v_prediction", "sample"] = "flow"
+
+    def __post_init__(self):
+        steps = self.timesteps.shape[0]
+        if self.alphas.shape != (steps + 1,) or self.sigmas.shape != (steps + 1,):
+            raise ValueError(
+                f"`alphas` and `sigmas` have shapes {tuple(self.alphas.shape)} and {tuple(self.sigmas.shape)}; with "
+                f"{steps} timesteps both need {steps + 1} entries, the last for the clean end."
+            )
+        object.__setattr__(self, "alphas", self.alphas.detach().to("cpu", torch.float64))
+        object.__setattr__(self, "sigmas", self.sigmas.detach().to("cpu", torch.float64))
+
+    @classmethod
+    def flow(cls, timesteps: torch.Tensor, sigmas: torch.Tensor) -> Schedule:
+        """Rectified flow: `alpha = 1 - sigma`; `sigmas` of shape `(T + 1,)` fall from at most 1 to 0."""
+        sigmas = sigmas.detach().to("cpu", torch.float64)
+        return cls(timesteps, 1.0 - sigmas, sigmas, "flow")
+
+    @property
+    def num_steps(self) -> int:
+        return self.timesteps.shape[0]
+
+    def sigma(self, step_index: int) -> float:
+        return self.sigmas[step_index].item()
+
+    def alpha(self, step_index: int) -> float:
+        return self.alphas[step_index].item()
+
+
+@dataclass(frozen=True)
+class Transition:
+    """
+    The Gaussian over the next latents that a policy makes of one denoising step.
+
+    Rollout and update use this same object, so a log-probability cannot mean two things.
+
+    Attributes:
+        mean (`torch.Tensor` of shape `(B, *l)`): fp32 (fp64 when the latents were fp64).
+        std (`torch.Tensor`, 0-dimensional, CPU): the FULL standard deviation of the step, `|dt|` included. It depends
+            on the schedule alone, never on the network.
+        pred_original_sample (`torch.Tensor` of shape `(B, *l)`): the clean sample that the same network output
+            projects to in one deterministic step; the latents of the preview.
+        log_prob_reduction (`str`): `"mean"` over the latent dimensions (the field's convention, hence clip widths of
+            1e-4) or `"sum"` (the true density).
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    pred_original_sample: torch.Tensor
+    log_prob_reduction: LogProbReduction = "mean"
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """`mean + std * noise`, in the mean's dtype; `noise` of shape `(B, *l)`, standard normal."""
+        return self.mean + self.std * noise.to(self.mean.dtype)
+
+    def log_prob(self, next_latents: torch.Tensor) -> torch.Tensor:
+        """
+        Log-density of `next_latents` `(B, *l)` reduced over the latent dimensions to `(B,)`.
+
+        `next_latents` is a constant (it is detached). Round it to the dtype it is stored in BEFORE calling this,
+        otherwise the update cannot reproduce the value.
+
+        Raises:
+            ValueError: if `std` is 0: a deterministic step has no density.
+        """
+        std = self._positive_std("log_prob")
+        z = (next_latents.detach().to(self.mean.dtype) - self.mean) / std
+        return self._reduce(-0.5 * z.square() - (math.log(std) + 0.5 * math.log(2 * math.pi)))
+
+    def kl(self, other: Transition) -> torch.Tensor:
+        """
+        KL(self || other) of shape `(B,)`: `(mean - other.mean)^2 / (2 std^2)`, reduced like `log_prob`.
+
+        Raises:
+            ValueError: if the two have different `std` (not the same step of the same policy) or `std` is 0.
+        """
+        std = self._positive_std("kl")
+        if float(other.std) != std:
+            raise ValueError(
+                f"`kl` compares transitions of one step, but their std are {std:.6g} and {float(other.std):.6g}; "
+                "build both with the same policy, schedule and step_index."
+            )
+        return self._reduce((self.mean - other.mean).square() / (2 * std**2))
+
+    def _positive_std(self, name: str) -> float:
+        std = float(self.std)
+        if not std > 0:
+            raise ValueError(
+                f"`{name}` needs a stochastic step but `std` is {std:g}; raise noise_level (or eta), or leave this "
+                "step out of the trained steps."
+            )
+        return std
+
+    def _reduce(self, value: torch.Tensor) -> torch.Tensor:
+        value = value.flatten(1)
+        return value.mean(1) if self.log_prob_reduction == "mean" else value.sum(1)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """
+    What the denoiser is told about the prompts: tensors per PROMPT, stored once and never repeated per member.
+
+    Attributes:
+        positive (`dict[str, torch.Tensor]`): name -> tensor with leading dimension `P`.
+        negative (`dict[str, torch.Tensor]`, *optional*): same names and shapes, for classifier-free guidance.
+    """
+
+    positive: dict[str, torch.Tensor]
+    negative: dict[str, torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return next(iter(self.positive.values())).shape[0]
+
+    def rows(self, index: torch.Tensor) -> Conditioning:
+        """The conditioning of rows whose prompts are `index` `(B,)`."""
+        return self.map(lambda tensor: tensor[index.to(tensor.device)])
+
+    def to(self, *args, **kwargs) -> Conditioning:
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    def map(self, function) -> Conditioning:
+        def apply(tensors):
+            return None if tensors is None else {name: function(tensor) for name, tensor in tensors.items()}
+
+        return Conditioning(apply(self.positive), apply(self.negative))
+
+
+@dataclass(frozen=True)
+class PruneRecord:
+    """
+    What one pruning checkpoint did to every group; kept for metrics, plots and audits.
+
+    Attributes:
+        step_index (`int`): the 0-based step after which rows were dropped; `T` for post-hoc selection on final rewards.
+        prompt_index (`torch.Tensor` of shape `(n,)`): prompt of every row that was alive before.
+        member (`torch.Tensor` of shape `(n,)`): slot of every such row in its group.
+        rewards (`torch.Tensor` of shape `(n,)`, fp32): the (preview) rewards that decided.
+        kept (`torch.Tensor` of shape `(n,)`, bool): which rows went on.
+    """
+
+    step_index: int
+    prompt_index: torch.Tensor
+    member: torch.Tensor
+    rewards: torch.Tensor
+    kept: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """
+    Work done by a rollout, counted where it happens.
+
+    Attributes:
+        nfe (`int`): network evaluations in rows; a row with classifier-free guidance counts 2.
+        decodes (`int`): images decoded by the VAE.
+        preview_decodes (`int`): previews decoded (by the preview decoder, or the VAE when there is none).
+        reward_calls (`int`): images scored, previews included, once per reward function.
+    """
+
+    nfe: int = 0
+    decodes: int = 0
+    preview_decodes: int = 0
+    reward_calls: int = 0
+
+    def __add__(self, other: SamplingCost) -> SamplingCost:
+        return SamplingCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """
+    Finished trajectories, one row each. `select` is the only way to prune, shuffle or split, so no tensor is forgotten.
+
+    Attributes:
+        prompt_index (`torch.Tensor` of shape `(B,)`, int64): which prompt of this rollout the row belongs to.
+        member (`torch.Tensor` of shape `(B,)`, int64): slot in the group; fixes the row's seeds.
+        latents (`torch.Tensor` of shape `(B, S + 1, *l)`): the latents before each trained step and after the last.
+        step_indices (`tuple[int, ...]` of length `S`): the trained steps; consecutive.
+        log_probs (`torch.Tensor` of shape `(B, S)`, fp32): of the stored next latents under the sampling policy.
+        rewards (`torch.Tensor` of shape `(B,)`, fp32): weighted final reward.
+        rewards_per_func (`torch.Tensor` of shape `(B, F)`, fp32): NaN where a function does not apply.
+        advantages (`torch.Tensor` of shape `(B,)`, fp32, *optional*): set by the trainer.
+        images (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): final images in [0, 1].
+        conditioning ([`Conditioning`]): per prompt, shared by all rows (not selected).
+        schedule ([`Schedule`]): shared by all rows.
+        prune_records (`tuple[PruneRecord, ...]`): one per checkpoint.
+        cost ([`SamplingCost`]): what the whole rollout cost.
+    """
+
+    prompt_index: torch.Tensor
+    member: torch.Tensor
+    latents: torch.Tensor
+    step_indices: tuple[int, ...]
+    log_probs: torch.Tensor
+    rewards: torch.Tensor
+    rewards_per_func: torch.Tensor
+    conditioning: Conditioning
+    schedule: Schedule
+    advantages: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    prune_records: tuple[PruneRecord, ...] = ()
+    cost: SamplingCost = field(default_factory=SamplingCost)
+
+    _ROW_FIELDS = (
+        "prompt_index",
+        "member",
+        "latents",
+        "log_probs",
+        "rewards",
+        "rewards_per_func",
+        "advantages",
+        "images",
+    )
+
+    def __len__(self) -> int:
+        return self.prompt_index.shape[0]
+
+    def select(self, rows: torch.Tensor) -> Rollout:
+        """The rollout with only `rows` `(b,)` (indices or a mask), in that order."""
+        values = {name: getattr(self, name) for name in self._ROW_FIELDS}
+        return replace(self, **{name: v[rows.to(v.device)] for name, v in values.items() if v is not None})
+
+    def replace(self, **changes: Any) -> Rollout:
+        return replace(self, **changes)
+
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """The row tensors, for a checkpoint that falls inside a rollout."""
+        values = {name: getattr(self, name) for name in self._ROW_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
