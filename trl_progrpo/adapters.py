@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,24 +33,34 @@ def default_lora_config(family: Family) -> LoraConfig:
     )
 
 
-def add_adapter(family: Family, config: LoraConfig) -> None:
+def check_lora_config(config: LoraConfig) -> None:
     """
-    Puts a trainable fp32 LoRA named `"default"` on the denoiser and freezes everything else.
-
     Raises:
-        ValueError: if the config has dropout (rollout and update would be different policies), the denoiser already
-            carries an adapter, or no module matches the targets.
+        ValueError: if the config has dropout: rollout and update would be different policies.
     """
     if config.lora_dropout > 0:
         raise ValueError(
             f"`lora_dropout` is {config.lora_dropout}; use 0: with dropout the updated policy is not the one that sampled."
         )
+
+
+def add_adapter(family: Family, config: LoraConfig) -> None:
+    """
+    Puts a trainable fp32 LoRA named `"default"` on the denoiser and freezes everything else.
+
+    Raises:
+        ValueError: if the config cannot be trained, the denoiser already carries an adapter, or no module matches the
+            targets.
+    """
+    check_lora_config(config)
     if getattr(family.denoiser, "peft_config", None):
         raise ValueError(
             f"`model` already carries the adapters {list(family.denoiser.peft_config)}; merge them with "
             "`pipeline.fuse_lora()` and `pipeline.unload_lora_weights()` before training a new one."
         )
     if config.target_modules is None:
+        # A copy: the caller may use the config again, on another family.
+        config = copy.copy(config)
         config.target_modules = set(family.lora_target_modules)
     family.denoiser.requires_grad_(False)
     family.denoiser.add_adapter(config)
@@ -107,6 +118,7 @@ def load_adapter(family: Family, path: str) -> None:
 
 
 def trainable_parameters(denoiser: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The parameters that the optimiser works on, in the order of the module."""
     return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
 
 

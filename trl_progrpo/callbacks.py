@@ -56,6 +56,7 @@ class ProGRPOProgressCallback(TrainerCallback):
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
+                file=sys.stderr,
                 # Rollouts make steps uneven: the mean over the run is the steadier estimate of the time left.
                 smoothing=0,
                 dynamic_ncols=True,
@@ -130,10 +131,12 @@ class ProGRPOProgressCallback(TrainerCallback):
             self.evaluation_bar = tqdm(
                 total=total,
                 leave=False,
+                file=sys.stderr,
                 dynamic_ncols=True,
                 bar_format="evaluate {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
             )
-        self.evaluation_bar.update(done - self.evaluation_bar.n)
+        self.evaluation_bar.n = done
+        self.evaluation_bar.refresh()
 
     def _close_evaluation_bar(self) -> None:
         if self.evaluation_bar is not None:

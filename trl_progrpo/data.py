@@ -18,8 +18,13 @@ def check_prompts(dataset: Any, prompt_column: str, name: str) -> None:
     Looks at a dataset before anything expensive happens.
 
     Raises:
-        ValueError: if the dataset is empty, lacks `prompt_column`, or holds a prompt that is not a non-empty string.
+        ValueError: if the dataset has no length, is empty, lacks `prompt_column`, has a column that a reward function could
+            not be given, or holds a prompt that is not a non-empty string.
     """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"`{name}` is {type(dataset).__name__}, which has no length; give a `datasets.Dataset`, e.g. one made from a list."
+        )
     if len(dataset) == 0:
         raise ValueError(f"`{name}` is empty; give at least one prompt.")
     columns = getattr(dataset, "column_names", None) or list(dataset[0])
@@ -27,12 +32,28 @@ def check_prompts(dataset: Any, prompt_column: str, name: str) -> None:
         raise ValueError(
             f"`{name}` has no column {prompt_column!r} (`prompt_column`); its columns are {', '.join(columns)}."
         )
+    for taken in ({"prompts", "images", "preview"} & set(columns)) - {prompt_column}:
+        raise ValueError(
+            f"`{name}` has a column {taken!r}, the name under which reward functions get something else; rename it."
+        )
     prompts = dataset[prompt_column] if isinstance(dataset, Dataset) else [row[prompt_column] for row in dataset]
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
                 f"`{name}` row {index} has {prompt!r} in column {prompt_column!r}; every prompt must be a non-empty string."
             )
+
+
+def check_size(num_prompts: int, prompts_per_rollout: int) -> None:
+    """
+    Raises:
+        ValueError: if a dataset of `num_prompts` is smaller than one rollout.
+    """
+    if num_prompts < prompts_per_rollout:
+        raise ValueError(
+            f"`train_dataset` has {num_prompts} prompts, but one rollout takes {prompts_per_rollout}; give more prompts, "
+            "or lower `per_device_train_batch_size` or `steps_per_generation`, or raise `num_generations`."
+        )
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -61,11 +82,7 @@ class RolloutSampler(Sampler[int]):
     """
 
     def __init__(self, num_prompts: int, prompts_per_rollout: int, repeats: int, seed: int, shuffle: bool = True):
-        if num_prompts < prompts_per_rollout:
-            raise ValueError(
-                f"`train_dataset` has {num_prompts} prompts, but one rollout takes {prompts_per_rollout}; give more prompts, "
-                "or lower `per_device_train_batch_size` or `steps_per_generation`, or raise `num_generations`."
-            )
+        check_size(num_prompts, prompts_per_rollout)
         self.num_prompts = num_prompts
         self.prompts_per_rollout = prompts_per_rollout
         self.repeats = repeats

@@ -97,20 +97,32 @@ def describe_schedule(args) -> str:
 
 def loading_code(trainer: ProGRPOTrainer, output_dir: str) -> str:
     """The lines that load the result with stock diffusers and sample as the run did."""
-    call = {
-        "num_inference_steps": trainer.args.eval_num_inference_steps or trainer.args.num_inference_steps,
-        **trainer.family.pipeline_call_kwargs,
-    }
-    arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
-    name = trainer.model_name
-    source = "model_path()" if name == "shapes" else repr(name)
-    lines = ["from trl_progrpo.tiny import model_path"] if name == "shapes" else []
-    lines += ["from diffusers import DiffusionPipeline", "", f"pipeline = DiffusionPipeline.from_pretrained({source})"]
+    family, name = trainer.family, trainer.model_name
+    imports, source = ["from diffusers import DiffusionPipeline"], repr(name)
+    if name == "shapes":
+        imports.append("from trl_progrpo.tiny import model_path")
+        source = "model_path()"
+    # Stock diffusers wants to hear by name of a component that a checkpoint lacks on purpose.
+    absent = [
+        component
+        for component in family.optional_components
+        if getattr(family.pipeline, component, None) is None and component not in family.pipeline._optional_components
+    ]
+    dtype = str(family.dtype)
+    if dtype != "torch.float32":
+        imports.insert(0, "import torch")
+    options = [source, *([f"dtype={dtype}"] if dtype != "torch.float32" else []), *(f"{key}=None" for key in absent)]
+    lines = [f"pipeline = DiffusionPipeline.from_pretrained({', '.join(options)})"]
     if trainer.use_adapter:
         lines.append(f"pipeline.load_lora_weights({output_dir!r})")
     else:
-        denoiser, folder = type(trainer.family.denoiser).__name__, trainer.family.denoiser_name
-        lines[-2:-2] = [f"from diffusers import {denoiser}"]
+        denoiser, folder = type(family.denoiser).__name__, family.denoiser_name
+        imports[imports.index("from diffusers import DiffusionPipeline")] = (
+            f"from diffusers import DiffusionPipeline, {denoiser}"
+        )
         lines.append(f"pipeline.{folder} = {denoiser}.from_pretrained({output_dir!r}, subfolder={folder!r})")
-    lines.append(f"image = pipeline(prompt, {arguments}).images[0]")
-    return "\n".join(lines)
+    steps = trainer.args.eval_num_inference_steps or trainer.args.num_inference_steps
+    call = {"num_inference_steps": steps, **family.pipeline_call_kwargs}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in call.items())
+    lines.append(f"image = pipeline(prompt=prompt, {arguments}).images[0]")
+    return "\n".join([*imports, "", *lines])

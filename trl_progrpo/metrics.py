@@ -14,11 +14,12 @@ def rank_correlation(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """
     Spearman correlation along the last dimension, `(..., n), (..., n) -> (...)`, with average ranks for ties.
 
-    NaN where either side has no spread.
+    NaN where either side has no spread or holds a NaN.
     """
     rx, ry = _ranks(x), _ranks(y)
     rx, ry = rx - rx.mean(-1, keepdim=True), ry - ry.mean(-1, keepdim=True)
-    return (rx * ry).sum(-1) / (rx.square().sum(-1) * ry.square().sum(-1)).sqrt()
+    correlation = (rx * ry).sum(-1) / (rx.square().sum(-1) * ry.square().sum(-1)).sqrt()
+    return correlation.masked_fill(x.isnan().any(-1) | y.isnan().any(-1), math.nan)
 
 
 def _ranks(x: torch.Tensor) -> torch.Tensor:
@@ -28,9 +29,11 @@ def _ranks(x: torch.Tensor) -> torch.Tensor:
 
 
 def group_std(rewards: torch.Tensor, prompt_index: torch.Tensor) -> torch.Tensor:
-    """Mean over groups of the population standard deviation of `rewards` `(B,)`; a 0-dimensional tensor."""
-    groups = [rewards[prompt_index == p] for p in prompt_index.unique()]
-    return torch.stack([group.std(correction=0) for group in groups]).mean()
+    """
+    Mean over groups of the population standard deviation of `rewards` `(B,)`; a 0-dimensional tensor. NaN rewards are
+    left out, and so are groups that have nothing else.
+    """
+    return _mean([group.std(correction=0) for group in _groups(rewards, prompt_index)])
 
 
 def random_subset_std(rewards: torch.Tensor, prompt_index: torch.Tensor, size: int) -> torch.Tensor:
@@ -38,9 +41,17 @@ def random_subset_std(rewards: torch.Tensor, prompt_index: torch.Tensor, size: i
     What `group_std` would be, in root mean square, for a uniformly random subset of `size` members of each group: the
     expected population variance of `size` draws without replacement is `(size - 1) / size` times the sample variance.
     """
-    groups = [rewards[prompt_index == p] for p in prompt_index.unique()]
-    variances = torch.stack([group.var(correction=1) for group in groups if len(group) > 1])
-    return (variances * (size - 1) / size).sqrt().mean()
+    groups = [group for group in _groups(rewards, prompt_index) if len(group) > 1]
+    return _mean([(group.var(correction=1) * (size - 1) / size).sqrt() for group in groups])
+
+
+def _groups(rewards: torch.Tensor, prompt_index: torch.Tensor) -> list[torch.Tensor]:
+    valid = ~rewards.isnan()
+    return [rewards[valid & (prompt_index == p)] for p in prompt_index[valid].unique()]
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(values).mean() if values else torch.tensor(math.nan)
 
 
 def prune_metrics(rollout: Rollout) -> dict[str, float]:

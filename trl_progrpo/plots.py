@@ -40,6 +40,8 @@ _STYLE = {
     "grid.color": "#e6e8eb",
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.12,
     "figure.facecolor": "white",
 }
 
@@ -129,11 +131,16 @@ def prune_funnel(
         bars = (("reward_std_before", "before", GREY), ("reward_std_random", "random choice", LIGHT),
                 ("reward_std_after", "after pruning", BLUE))  # fmt: skip
         for offset, (key, label, colour) in zip((-width, 0, width), bars):
-            drawn = axes[0].bar([p + offset for p in positions], [row[key] for row in table], width * 0.94, color=colour)
+            drawn = axes[0].bar(
+                [p + offset for p in positions], [row[key] for row in table], width * 0.94, color=colour
+            )
             axes[0].bar_label(drawn, fmt=_bar_text, padding=2, fontsize=8)
             drawn.set_label(label)
         axes[0].set_title("Spread of rewards within groups (standard deviation)")
         axes[0].margins(y=0.16)
+        # With no spread at all (a constant reward) automatic limits would centre on 0.
+        spread = any(row[key] > 0 for row in table for key, _, _ in bars)
+        axes[0].set_ylim(bottom=0, top=None if spread else 1)
         _legend_below(figure, axes[0])
         if correlated:
             known = [(p, row["rank_corr"]) for p, row in zip(positions, table) if not math.isnan(row["rank_corr"])]
@@ -219,12 +226,13 @@ def image_grid(
     label_width = int(max(label_font.getlength(label) for label in row_labels)) + 18
     score_height = 24 if scores is not None else 0
     row_height = cell_height + score_height + gap
-    blocks = [range(start, min(start + max_columns, len(prompts))) for start in range(0, len(prompts), max_columns)]
+    # Blocks of equal length: eight prompts are four and four, not six and two.
+    columns = -(-len(prompts) // -(-len(prompts) // max_columns))
+    blocks = [range(start, min(start + columns, len(prompts))) for start in range(0, len(prompts), columns)]
     captions = [_wrap(prompt, text, cell_width) for prompt in prompts]
     line_height = 20
     heights = [line_height * max(len(captions[i]) for i in block) + 8 + row_height * len(rows) for block in blocks]
 
-    columns = max(len(block) for block in blocks)
     width = 2 * margin + label_width + columns * (cell_width + gap) - gap
     canvas = Image.new("RGB", (width, 2 * margin + sum(heights) + gap * (len(blocks) - 1)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -333,7 +341,7 @@ def _checkpoint_label(row: Mapping[str, Any]) -> str:
 
 
 def _bar_text(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3g}"
+    return "" if math.isnan(value) else f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -366,7 +374,9 @@ def _to_pil(images: Images) -> list[Image.Image]:
 
 def _check_grid(pictures, row_labels, prompts, scores) -> None:
     if not pictures or not prompts:
-        raise ValueError(f"`rows` has {len(pictures)} rows and `prompts` {len(prompts)} entries; give at least one of each.")
+        raise ValueError(
+            f"`rows` has {len(pictures)} rows and `prompts` {len(prompts)} entries; give at least one of each."
+        )
     if len(row_labels) != len(pictures):
         raise ValueError(f"`row_labels` has {len(row_labels)} entries for {len(pictures)} rows; give one per row.")
     for name, rows in (("rows", pictures), ("scores", scores)):

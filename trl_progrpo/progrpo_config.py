@@ -13,6 +13,7 @@ import torch
 from ._trl import BaseConfig
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
+from .windows import window_steps
 
 
 @dataclass
@@ -33,6 +34,10 @@ class ProGRPOConfig(BaseConfig):
             Image size in pixels; the pipeline's default when unset.
         max_sequence_length (`int`, *optional*):
             Token limit of the long text encoder of families that have one; the family's default when unset.
+
+        vae_slicing, vae_tiling (`bool`, *optional*, defaults to `False`):
+            Decode image by image, or tile by tile, to save memory. `torch_compile` compiles the denoiser for
+            rollout and update alike.
 
     > Parameters of the data
 
@@ -74,12 +79,24 @@ class ProGRPOConfig(BaseConfig):
             Rows per network call in rollouts; `per_device_train_batch_size` when unset.
         decode_batch_size (`int`, *optional*):
             Images per decoder call; `rollout_batch_size` when unset.
+        sde_window (`str`, *optional*):
+            Train only a window of consecutive steps; the others run without noise. `"fixed"`, `"sliding"` (MixGRPO) or
+            `"random"` (Flow-GRPO-Fast). Unset: all steps that carry noise are trained.
+        sde_window_size (`int`, *optional*):
+            Steps in the window; all from `sde_window_start` on when unset.
+        sde_window_start (`int`, *optional*, defaults to `0`):
+            First step the window may hold.
+        sde_window_interval (`int`, *optional*, defaults to `1`):
+            Rollouts between two moves of a sliding window.
         steps_per_generation (`int`, *optional*):
             Micro-batches per rollout, a multiple of `gradient_accumulation_steps`, which is also the default: one
             optimiser update per rollout and pass. 2 times that: two updates.
 
     > Parameters of the update
 
+        per_device_train_batch_size (`int`, *optional*, defaults to `12`):
+            Trajectories per micro-batch, one group of the default size. Times `steps_per_generation` it must hold whole
+            groups.
         learning_rate (`float`, *optional*, defaults to `3e-4`):
             Initial learning rate of AdamW.
         num_iterations (`int`, *optional*, defaults to `1`):
@@ -96,6 +113,10 @@ class ProGRPOConfig(BaseConfig):
         scale_rewards (`str`, *optional*, defaults to `"group"`):
             Divide advantages by the standard deviation of the survivors of the `"group"`, of the whole `"batch"` (the
             papers' "global std"), or `"none"`.
+        loss_type (`str`, *optional*, defaults to `"grpo"`):
+            `"grpo"`, the clipped surrogate, or `"grpo_guard"`, with the ratio normalisation of GRPO-Guard (arXiv
+            2510.22319): centred ratios of equal spread at every step, and a loss divided by the step size. Its clip
+            widths are of the order of 1e-6.
         step_weighting (`float`, *optional*, defaults to `0.0`):
             Loss weights of the denoising steps proportional to `std ** step_weighting`. 0 is the papers' loss; 1 or 2
             takes weight from the last steps, whose gradients are large and carry little signal.
@@ -118,6 +139,9 @@ class ProGRPOConfig(BaseConfig):
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     # Defaults that differ from TRL's
+    per_device_train_batch_size: int = field(
+        default=12, metadata={"help": "Trajectories per micro-batch that are trained on, on each device."}
+    )
     learning_rate: float = field(default=3e-4, metadata={"help": "Initial learning rate of AdamW."})
     lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
     gradient_checkpointing: bool | None = field(
@@ -144,6 +168,9 @@ class ProGRPOConfig(BaseConfig):
     max_sequence_length: int | None = field(
         default=None, metadata={"help": "Token limit of the long text encoder, for families that have one."}
     )
+
+    vae_slicing: bool = field(default=False, metadata={"help": "Decode one image at a time to save memory."})
+    vae_tiling: bool = field(default=False, metadata={"help": "Decode images tile by tile to save memory."})
 
     # Data
     prompt_column: str = field(default="prompt", metadata={"help": "Dataset column that holds the prompts."})
@@ -185,6 +212,12 @@ class ProGRPOConfig(BaseConfig):
     decode_batch_size: int | None = field(
         default=None, metadata={"help": "Images per decoder call; rollout_batch_size if unset."}
     )
+    sde_window: str | None = field(
+        default=None, metadata={"help": "Train only a window of steps: fixed, sliding or random; all steps if unset."}
+    )
+    sde_window_size: int | None = field(default=None, metadata={"help": "Steps in the window; all if unset."})
+    sde_window_start: int = field(default=0, metadata={"help": "First step the window may hold."})
+    sde_window_interval: int = field(default=1, metadata={"help": "Rollouts between two moves of a sliding window."})
     steps_per_generation: int | None = field(
         default=None, metadata={"help": "Micro-batches per rollout; gradient_accumulation_steps if unset."}
     )
@@ -197,6 +230,9 @@ class ProGRPOConfig(BaseConfig):
     adv_clip_max: float | None = field(default=5.0, metadata={"help": "Advantages are clipped to plus or minus this."})
     scale_rewards: str = field(
         default="group", metadata={"help": "Scale advantages by the std of the group, of the batch, or none."}
+    )
+    loss_type: str = field(
+        default="grpo", metadata={"help": "grpo, or grpo_guard for the ratio normalisation of GRPO-Guard."}
     )
     step_weighting: float = field(
         default=0.0, metadata={"help": "Loss weights of denoising steps proportional to std to this power."}
@@ -219,7 +255,14 @@ class ProGRPOConfig(BaseConfig):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self._check_writable(self.output_dir)
+        # Hidden from the base class, which would have accelerate wrap the module that is updated and leave the one that
+        # samples uncompiled; the trainer compiles the denoiser in place.
+        compile_options = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
+        self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
         super().__post_init__()
+        self.torch_compile = any(compile_options)
+        self.torch_compile_backend = compile_options[1] or ("inductor" if self.torch_compile else None)
+        self.torch_compile_mode = compile_options[2]
         if self.num_expansions is None:
             self.num_expansions = self.num_generations
         if self.steps_per_generation is None:
@@ -244,7 +287,7 @@ class ProGRPOConfig(BaseConfig):
     def _check_numbers(self):
         at_least_one = (
             "num_inference_steps", "num_iterations", "steps_per_generation", "rollout_batch_size", "decode_batch_size",
-            "eval_num_inference_steps", "ema_update_interval", "height", "width",
+            "eval_num_inference_steps", "ema_update_interval", "sde_window_interval", "height", "width",
         )  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
@@ -264,9 +307,14 @@ class ProGRPOConfig(BaseConfig):
             raise ValueError(f"`step_weighting` is {self.step_weighting}; use a finite number, 0 for equal weights.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; use a number between 0 and 1, or leave it unset.")
-        for name, choices in (("scale_rewards", ("group", "batch", "none")), ("log_prob_reduction", ("mean", "sum"))):
+        for name, choices in (
+            ("scale_rewards", ("group", "batch", "none")),
+            ("log_prob_reduction", ("mean", "sum")),
+            ("loss_type", ("grpo", "grpo_guard")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.")
+        window_steps(range(self.num_inference_steps), self.sde_window, self.sde_window_size, self.sde_window_start)
         if self.policy is not None:
             POLICIES.get(self.policy)
         PRUNING_RULES.get(self.pruning_rule)

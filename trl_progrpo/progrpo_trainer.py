@@ -10,11 +10,13 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -27,17 +29,18 @@ from .adapters import (
     RAW_ADAPTER_FILE,
     adapters_disabled,
     add_adapter,
+    check_lora_config,
     default_lora_config,
     load_adapter,
     save_adapter,
     trainable_parameters,
 )
-from .advantages import group_advantages
+from .advantages import group_advantages, weighted_rewards
 from .callbacks import ProGRPOProgressCallback
-from .data import RolloutSampler, check_prompts, collate_rows
+from .data import RolloutSampler, check_prompts, check_size, collate_rows
 from .families import family_class, load_pipeline, load_preview_decoder
 from .hub import write_model_card
-from .losses import clip_advantages, log_ratio, policy_loss, step_weights
+from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
 from .metrics import group_std, prune_metrics
 from .policies import POLICIES
 from .progrpo_config import ProGRPOConfig
@@ -47,17 +50,37 @@ from .sampler import ExpandPruneSampler
 from .seeds import derive_seed
 from .timing import PhaseTimer
 from .types import Rollout
+from .windows import window_steps
 
 
 EVAL_ROLLOUT = -1
 """Rollout index of evaluation, so that its seeds never meet those of training."""
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the prompt sampler which epoch begins; accelerate's wrappers do not pass it on."""
+class _LoggableConfig(FrozenDict):
+    """A diffusers config with what transformers' logging callbacks ask of a model's config."""
+
+    model_type = "diffusers"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self)
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)
+
+
+class _LoopCallback(TrainerCallback):
+    """What the training loop does not do by itself: keep earlier evaluations, and tell the sampler which epoch begins."""
 
     def __init__(self, trainer: ProGRPOTrainer):
         self.trainer = trainer
+        self.evaluations: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # The loop starts with an empty log, or that of a checkpoint, which has them already.
+        if not state.log_history:
+            state.log_history.extend(self.evaluations)
+        self.evaluations = []
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.prompt_sampler.set_epoch(int(state.epoch or 0))
@@ -130,6 +153,8 @@ class ProGRPOTrainer(BaseTrainer):
         self.reward_runner = RewardRunner(reward_funcs, args.reward_weights)
         self.eval_reward_runner = RewardRunner(eval_reward_funcs) if eval_reward_funcs else None
         self._check_datasets(args, train_dataset, eval_dataset)
+        if isinstance(peft_config, LoraConfig):
+            check_lora_config(peft_config)
         init_kwargs = dict(args.model_init_kwargs or {})
         family = family_class(model, **init_kwargs)
         policy = self._make_policy(args, family)
@@ -138,7 +163,7 @@ class ProGRPOTrainer(BaseTrainer):
         set_seed(args.seed)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         pipeline = load_pipeline(model, torch.float32 if peft_config is None else dtype, **init_kwargs)
-        self.model_name = model if isinstance(model, str) else pipeline.config._name_or_path
+        self.model_name = model if isinstance(model, str) else pipeline.name_or_path
         self.family = family(
             pipeline,
             height=args.height,
@@ -147,6 +172,7 @@ class ProGRPOTrainer(BaseTrainer):
             max_sequence_length=args.max_sequence_length,
         )
         self.reference_denoiser = self._prepare_denoiser(args, peft_config)
+        self.family.denoiser._internal_dict = _LoggableConfig(self.family.denoiser.config)
         self._micro_batches: list[Rollout] = []
         self._micro_batches_of: tuple[int, int] | None = None
         self.last_rollout: Rollout | None = None
@@ -164,13 +190,16 @@ class ProGRPOTrainer(BaseTrainer):
             optimizers=optimizers,
         )
         pipeline.to(self.accelerator.device)
+        if self.reference_denoiser is not None:
+            self.reference_denoiser.to(self.accelerator.device)
         self.preview_decoder = load_preview_decoder(args.preview_decoder, self.accelerator.device)
         self.prompt_sampler: RolloutSampler | None = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.add_callback(ProGRPOProgressCallback())
-        self.add_callback(_EpochCallback(self))
+        self._loop_callback = _LoopCallback(self)
+        self.add_callback(self._loop_callback)
         self.ema: EMAModel | None = None
         if args.ema_decay is not None:
             self.ema = EMAModel(trainable_parameters(self.family.denoiser), decay=args.ema_decay)
@@ -199,6 +228,7 @@ class ProGRPOTrainer(BaseTrainer):
     def _check_datasets(args, train_dataset, eval_dataset) -> None:
         if train_dataset is not None:
             check_prompts(train_dataset, args.prompt_column, "train_dataset")
+            check_size(len(train_dataset), args.prompts_per_rollout * args.world_size)
         for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
             if dataset is not None:
                 check_prompts(dataset, args.prompt_column, f"eval_dataset[{name!r}]" if name else "eval_dataset")
@@ -227,6 +257,13 @@ class ProGRPOTrainer(BaseTrainer):
         else:
             reference = copy.deepcopy(denoiser) if args.beta > 0 else None
             denoiser.requires_grad_(True)
+        if args.vae_slicing:
+            pipeline.vae.enable_slicing()
+        if args.vae_tiling:
+            pipeline.vae.enable_tiling()
+        if args.torch_compile:
+            # In place, so that rollout and update both run it.
+            denoiser.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)
         # Two names for one switch; which of them carries it depends on the version of transformers.
         if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
             denoiser.enable_gradient_checkpointing()
@@ -249,8 +286,7 @@ class ProGRPOTrainer(BaseTrainer):
         )
 
     def _check_steps(self, policy) -> None:
-        schedule = self.family.make_schedule(self.args.num_inference_steps)
-        if not policy.stochastic_steps(schedule):
+        if not self._train_steps(policy, 0):
             raise ValueError(
                 f"`num_inference_steps` is {self.args.num_inference_steps}, and none of its steps carries noise with "
                 f"{policy!r}; use more steps or more noise."
@@ -299,7 +335,7 @@ class ProGRPOTrainer(BaseTrainer):
         rollout_index, position = divmod(micro_step, args.micro_steps_per_rollout)
         iteration, position = divmod(position, args.steps_per_generation)
         if self._micro_batches_of != (rollout_index, iteration):
-            if self.last_rollout is None or self.last_rollout_index != rollout_index:
+            if self.last_rollout is None or self.last_rollout.rollout_index != rollout_index:
                 self._rollout(inputs, rollout_index)
             self._micro_batches = self._split(self.last_rollout, rollout_index, iteration)
             self._micro_batches_of = (rollout_index, iteration)
@@ -318,10 +354,23 @@ class ProGRPOTrainer(BaseTrainer):
                     conditioning=self._encode(prompts),
                     rollout_index=rollout_index,
                     first_slot=first_slot,
+                    train_steps=self._train_steps(self.sampler.policy, rollout_index),
                 )
             rollout = rollout.replace(advantages=self._advantages(rollout))
             self._log_rollout(rollout)
-        self.last_rollout, self.last_rollout_index = rollout, rollout_index
+        self.last_rollout = rollout
+
+    def _train_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
+        args = self.args
+        return window_steps(
+            policy.stochastic_steps(self.family.make_schedule(args.num_inference_steps)),
+            args.sde_window,
+            args.sde_window_size,
+            args.sde_window_start,
+            args.sde_window_interval,
+            rollout_index,
+            args.seed,
+        )
 
     def _encode(self, prompts: Sequence[str]):
         negative = None if self.args.negative_prompt is None else [self.args.negative_prompt] * len(prompts)
@@ -350,9 +399,11 @@ class ProGRPOTrainer(BaseTrainer):
         """No gradients, evaluation mode, and the mixed precision of the update."""
         training = self.family.denoiser.training
         self.family.denoiser.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            yield
-        self.family.denoiser.train(training)
+        try:
+            with torch.no_grad(), self.accelerator.autocast():
+                yield
+        finally:
+            self.family.denoiser.train(training)
 
     # ---- update ------------------------------------------------------------------------------------------------------
 
@@ -379,7 +430,11 @@ class ProGRPOTrainer(BaseTrainer):
 
     def _step_weights(self, rows: Rollout) -> list[float]:
         stds = [self.sampler.policy.std(rows.schedule, i) for i in rows.step_indices]
-        return step_weights(stds, self.args.step_weighting).tolist()
+        weights = step_weights(stds, self.args.step_weighting).tolist()
+        if self.args.loss_type == "grpo_guard":
+            steps = [rows.schedule.sigma(i) - rows.schedule.sigma(i + 1) for i in rows.step_indices]
+            weights = [weight / step for weight, step in zip(weights, steps)]
+        return weights
 
     def _step_loss(self, model, rows: Rollout, s: int) -> torch.Tensor:
         """Mean loss of the rows `(B,)` at the `s`-th trained step."""
@@ -389,9 +444,8 @@ class ProGRPOTrainer(BaseTrainer):
         sampled = rows.log_probs[:, s].to(device)
         # On policy the ratio is 1 by definition; replaying the sampled value would only add the rounding of another batch shape.
         old_log_prob = log_prob.detach() if self._on_policy else sampled
-        loss, metrics = policy_loss(
-            log_ratio(log_prob, old_log_prob), rows.advantages.to(device), args.epsilon, args.epsilon_high
-        )
+        ratio = self._log_ratio(transition, log_prob, old_log_prob, rows, s)
+        loss, metrics = policy_loss(ratio, rows.advantages.to(device), args.epsilon, args.epsilon_high)
         if args.beta > 0:
             kl = transition.kl(self._reference_transition(rows, s))
             loss = loss + args.beta * kl
@@ -403,6 +457,18 @@ class ProGRPOTrainer(BaseTrainer):
         for name, value in metrics.items():
             self._record(name, value)
         return loss.mean()
+
+    def _log_ratio(self, transition, log_prob, old_log_prob, rows: Rollout, s: int) -> torch.Tensor:
+        if self.args.loss_type == "grpo":
+            return log_ratio(log_prob, old_log_prob)
+        if self._on_policy:
+            old_mean = transition.mean.detach()
+        else:
+            # The sampled latents are mean + std * noise, and the noise can be drawn again: no need to store means.
+            noise = self.sampler.noise(rows, rows.step_indices[s])
+            old_mean = rows.latents[:, s + 1].to(transition.mean.dtype) - float(transition.std) * noise
+        kl_to_old = transition.kl(replace(transition, mean=old_mean))
+        return guard_log_ratio(log_prob, old_log_prob, kl_to_old, transition.std)
 
     def _transition(self, denoiser, rows: Rollout, s: int):
         step_index = rows.step_indices[s]
@@ -453,7 +519,7 @@ class ProGRPOTrainer(BaseTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics gathered since the last log, averaged over micro-steps and processes."""
-        if self._metrics and "loss" in logs:
+        if self._metrics and ("loss" in logs or "train_loss" in logs):
             logs = {**logs, **self._reduced_metrics()}
             seconds = self.sampler.timer.drain()
             seconds.update(self._timer.drain())
@@ -494,8 +560,8 @@ class ProGRPOTrainer(BaseTrainer):
 
         rows = collate_rows([eval_dataset[i] for i in range(len(eval_dataset))])
         names, scores = self._evaluation_scores(*self._split_columns(rows))
-        weights = self.reward_runner.weights.double()
-        columns = {"": (scores[:, : len(weights)].nan_to_num() * weights).sum(1)}
+        weights = self.reward_runner.weights
+        columns = {"": weighted_rewards(scores[:, : len(weights)], weights).double()}
         columns.update({f"s/{name}": scores[:, i] for i, name in enumerate(names)})
         metrics = {f"{metric_key_prefix}_num_prompts": len(scores)}
         for name, values in columns.items():
@@ -617,7 +683,7 @@ class ProGRPOTrainer(BaseTrainer):
             save_file(
                 tensors,
                 os.path.join(folder, f"rollout_{self.accelerator.process_index}.safetensors"),
-                metadata={"rollout_index": str(self.last_rollout_index)},
+                metadata={"rollout_index": str(self.last_rollout.rollout_index)},
             )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
@@ -638,7 +704,13 @@ class ProGRPOTrainer(BaseTrainer):
                 f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint folder (it has no "
                 "trainer_state.json); give a `checkpoint-*` folder or leave it unset."
             )
+        # Nothing of an earlier run of this object: its rollouts have the same indices.
+        self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, None
         self._micro_steps_since_update = 0
+        self._metrics.clear()
+        self._loop_callback.evaluations = [
+            entry for entry in self.state.log_history if "eval_reward" in entry and entry["step"] == 0
+        ]
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -673,15 +745,17 @@ class ProGRPOTrainer(BaseTrainer):
         self._resumed_from = None
         if not os.path.isfile(path):
             return None
-        device = self.accelerator.device
+        device, prompts = self.accelerator.device, self._split_columns(inputs)[0]
         tensors = load_file(path)
         tensors["latents"] = tensors["latents"].to(device)
         schedule = self.family.make_schedule(self.args.num_inference_steps)
         return Rollout(
             **tensors,
-            step_indices=self.sampler.policy.stochastic_steps(schedule),
-            conditioning=self._encode(self._split_columns(inputs)[0]),
+            step_indices=self._train_steps(self.sampler.policy, rollout_index),
+            conditioning=self._encode(prompts),
             schedule=schedule,
+            rollout_index=rollout_index,
+            first_slot=self.accelerator.process_index * len(prompts),
         )
 
 

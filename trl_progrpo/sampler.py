@@ -159,6 +159,10 @@ class ExpandPruneSampler:
                 f"`train_steps` is {list(train_steps)}, but only steps {list(stochastic)} carry noise with "
                 f"{self.policy!r}; train among those."
             )
+        if any(b != a + 1 for a, b in zip(train_steps, train_steps[1:])):
+            raise ValueError(
+                f"`train_steps` is {list(train_steps)}; give consecutive steps, for the path between them is stored."
+            )
         ode = self.policy.ode()
         slots = [first_slot + p for p in range(len(prompts))]
 
@@ -198,12 +202,19 @@ class ExpandPruneSampler:
             conditioning=conditioning,
             schedule=schedule,
             cost=cost,
+            rollout_index=rollout_index,
+            first_slot=first_slot,
         )
         if len(rewards) > len(prompts) * self.num_generations:
             keep, record = self._prune(rows, rewards, self.num_generations, total_steps, rollout_index, slots)
             records.append(record)
             rollout = rollout.select(keep)
         return rollout.replace(prune_records=tuple(records))
+
+    def noise(self, rollout: Rollout, step_index: int) -> torch.Tensor:
+        """The noise `(B, *latent_shape)` that step `step_index` of a rollout's rows was sampled with, drawn again."""
+        slots = range(rollout.first_slot, rollout.first_slot + len(rollout.conditioning))
+        return self._noise(rollout.prompt_index, rollout.member, rollout.rollout_index, slots, step_index)
 
     def _start(self, num_prompts: int, rollout_index: int, slots: list[int]) -> _Rows:
         prompt_index = torch.arange(num_prompts).repeat_interleave(self.num_expansions)
@@ -246,6 +257,8 @@ class ExpandPruneSampler:
         """Rows to keep, ascending, and the record. Groups are whole and ordered, so `(P, n)` is a plain reshape."""
         num_prompts = len(slots)
         grouped = rewards.view(num_prompts, -1)
+        # Rows without a reward count as average ones: a group without any still keeps its size.
+        grouped = torch.where(grouped.isnan(), grouped.nanmean(1, keepdim=True).nan_to_num(), grouped)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, rollout_index, slots[0], 0, step_index))
         kept = self.pruning_rule(grouped, size, generator=generator)
         keep = (kept + torch.arange(num_prompts)[:, None] * grouped.shape[1]).flatten()

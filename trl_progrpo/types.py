@@ -18,7 +18,7 @@ import torch
 LogProbReduction = Literal["mean", "sum"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """
     A discretised noise path `x_t = alpha_t * x_0 + sigma_t * eps`, read once from a diffusers scheduler.
@@ -65,7 +65,7 @@ class Schedule:
         return self.alphas[step_index].item()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transition:
     """
     The Gaussian over the next latents that a policy makes of one denoising step.
@@ -89,7 +89,7 @@ class Transition:
 
     def sample(self, noise: torch.Tensor) -> torch.Tensor:
         """`mean + std * noise`, in the mean's dtype; `noise` of shape `(B, *l)`, standard normal."""
-        return self.mean + self.std * noise.to(self.mean.dtype)
+        return self.mean + float(self.std) * noise.to(self.mean.dtype)
 
     def log_prob(self, next_latents: torch.Tensor) -> torch.Tensor:
         """
@@ -134,7 +134,7 @@ class Transition:
         return value.mean(1) if self.log_prob_reduction == "mean" else value.sum(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Conditioning:
     """
     What the denoiser is told about the prompts: tensors per PROMPT, stored once and never repeated per member.
@@ -164,7 +164,7 @@ class Conditioning:
         return Conditioning(apply(self.positive), apply(self.negative))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PruneRecord:
     """
     What one pruning checkpoint did to every group; kept for metrics, plots and audits.
@@ -205,7 +205,7 @@ class SamplingCost:
         return SamplingCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rollout:
     """
     Finished trajectories, one row each. `select` is the only way to prune, shuffle or split, so no tensor is forgotten.
@@ -224,6 +224,8 @@ class Rollout:
         schedule ([`Schedule`]): shared by all rows.
         prune_records (`tuple[PruneRecord, ...]`): one per checkpoint.
         cost ([`SamplingCost`]): what the whole rollout cost.
+        rollout_index (`int`): which rollout of the run this is; with `first_slot` it fixes the seeds.
+        first_slot (`int`): slot of prompt 0, counted over all ranks.
     """
 
     prompt_index: torch.Tensor
@@ -239,6 +241,8 @@ class Rollout:
     images: torch.Tensor | None = None
     prune_records: tuple[PruneRecord, ...] = ()
     cost: SamplingCost = field(default_factory=SamplingCost)
+    rollout_index: int = 0
+    first_slot: int = 0
 
     _ROW_FIELDS = (
         "prompt_index",

@@ -81,7 +81,7 @@ class Family(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """The denoiser's compute dtype: of its frozen base weights, not of an fp32 adapter on top of them."""
-        return self.pipeline.vae.dtype if self.denoiser.dtype is None else self.denoiser.dtype
+        return self.denoiser.dtype
 
     @property
     def device(self) -> torch.device:
@@ -160,6 +160,10 @@ class Family(ABC):
             return self.denoise(denoiser, latents, timestep, conditioning.positive)
         both = {name: torch.cat([conditioning.negative[name], t]) for name, t in conditioning.positive.items()}
         unconditional, conditional = self.denoise(denoiser, torch.cat([latents, latents]), timestep, both).chunk(2)
+        return self.combine_guidance(unconditional, conditional)
+
+    def combine_guidance(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+        """Both sides of classifier-free guidance `(B, *latent_shape)` to one output, as the pipeline does it."""
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     @abstractmethod

@@ -110,6 +110,8 @@ def _checked(name: str, values: Any, expected: int) -> list[float]:
             checked.append(math.nan)
             continue
         try:
+            if isinstance(value, str):  # float("0.5") is a number
+                raise TypeError
             number = float(value)
         except (TypeError, ValueError):
             raise ValueError(

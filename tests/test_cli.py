@@ -1,0 +1,519 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from trl_progrpo.cli.base import CommandError, user_errors
+from trl_progrpo.cli.main import COMMANDS, main
+
+
+DEMO = Path(__file__).parents[1] / "examples" / "configs" / "shapes_demo.yaml"
+SHAPES = ["--model_name_or_path", "shapes", "--dataset_name", "shapes", "--reward_funcs", "shapes"]
+BATCH = ["--num_generations", "4", "--per_device_train_batch_size", "4", "--use_cpu", "--report_to", "none"]
+
+
+def assert_one_sentence(capsys, *parts, status=None):
+    """Standard error is one line that names the problem; standard output is empty."""
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert out == ""
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+    assert status in (None, 2)
+
+
+@pytest.fixture(scope="module")
+def parse():
+    from trl_progrpo.cli.arguments import TrainParser
+
+    def parse(flags=(), **config):
+        return TrainParser().parse([*SHAPES, *BATCH, *flags], config, "file.yaml")
+
+    return parse
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+class TestMain:
+    @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])
+    def test_help_lists_the_commands(self, argv, capsys):
+        assert main(argv) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        for name, text in COMMANDS.items():
+            assert re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE)
+        assert max(map(len, out.splitlines())) <= 100
+
+    def test_version(self, capsys):
+        from trl_progrpo import __version__
+
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"trl-progrpo {__version__}\n"
+
+    def test_unknown_command(self, capsys):
+        assert main(["trian"]) == 2
+        assert_one_sentence(capsys, "'trian'", "did you mean 'train'?")
+
+    @pytest.mark.parametrize("command", ["env", "sample"])
+    def test_help_of_a_command(self, command, capsys):
+        with pytest.raises(SystemExit) as info:
+            main([command, "--help"])
+        assert info.value.code == 0
+        assert f"usage: trl-progrpo {command}" in capsys.readouterr().out
+
+    def test_help_needs_no_torch(self):
+        code = """if True:
+            import contextlib, io, sys
+            from trl_progrpo.cli.main import main
+            with contextlib.redirect_stdout(io.StringIO()):
+                main(["--help"])
+                for command in ("env", "sample"):
+                    try:
+                        main([command, "--help"])
+                    except SystemExit:
+                        pass
+            heavy = {"torch", "transformers", "diffusers", "datasets", "trl", "matplotlib", "rich"} & set(sys.modules)
+            assert not heavy, heavy
+        """
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, result.stderr
+
+
+class TestEnv:
+    def test_prints_versions_and_no_paths(self, capsys):
+        assert main(["env"]) == 0
+        out = capsys.readouterr().out
+        for name in ("Platform", "Python", "trl_progrpo", "PyTorch", "Diffusers", "Transformers", "TRL", "PEFT",
+                     "Accelerate", "Datasets", "HF Hub", "accelerator(s)"):  # fmt: skip
+            assert re.search(rf"^- {re.escape(name)}.*: \S", out, re.MULTILINE), name
+        assert torch.__version__ in out
+        assert str(Path.home()) not in out
+        assert "token" not in out.lower()
+
+    def test_a_missing_package_is_said(self, monkeypatch):
+        from trl_progrpo.cli import env
+
+        monkeypatch.setitem(env.PACKAGES, "Nothing", "no-such-distribution")
+        assert env.environment()["Nothing version"] == "not installed"
+
+    def test_refuses_flags(self, capsys):
+        assert main(["env", "--verbose"]) == 2
+        assert_one_sentence(capsys, "--verbose")
+
+
+class TestTrainArguments:
+    def test_defaults(self, parse, tmp_path):
+        script, model, config = parse(["--output_dir", str(tmp_path)])
+        assert script.reward_funcs == ["shapes"]
+        assert (script.dataset_train_split, script.dataset_test_split) == ("train", "test")
+        assert (model.use_peft, model.lora_r, model.lora_alpha, model.lora_dropout) == (True, 32, 64, 0.0)
+        assert model.lora_target_modules is None
+        assert config.num_expansions == 4
+
+    def test_yaml_and_flags_that_win(self, config_file, tmp_path):
+        from trl_progrpo.cli.arguments import TrainParser
+        from trl_progrpo.cli.train import read_config
+
+        path = config_file("learning_rate: 7e-4\nprune-steps: [5, 7]\nseed: 3\nsave_strategy: no\n")
+        flags, keys, name = read_config([*SHAPES, f"--config={path}", "--seed", "4"])
+        assert name == path
+        flags += [*BATCH, "--output_dir", str(tmp_path), "--num_expansions", "16", "--prune_sizes", "8", "4"]
+        _, _, config = TrainParser().parse(flags, keys, name)
+        # YAML 1.1 reads 7e-4 as a string and a bare `no` as False.
+        assert config.learning_rate == 7e-4
+        assert config.save_strategy == "no"
+        assert config.prune_steps == [5, 7]
+        assert config.seed == 4
+
+    def test_the_demo_is_valid(self, tmp_path):
+        from trl_progrpo.cli.arguments import TrainParser
+        from trl_progrpo.cli.train import read_config
+
+        flags, keys, name = read_config(["--config", str(DEMO), "--output_dir", str(tmp_path)])
+        script, model, config = TrainParser().parse(flags, keys, name)
+        assert script.eval_reward_funcs == ["shapes_strict"]
+        assert model.lora_r == 16
+        assert (config.num_expansions, config.prune_steps, config.prune_sizes) == (48, [5, 7], [24, 12])
+        assert config.save_strategy == "no"
+
+    def test_none_switches_pruning_off(self, tmp_path):
+        from trl_progrpo.cli.arguments import TrainParser
+        from trl_progrpo.cli.train import read_config
+
+        off = [f"--{name}" for name in ("num_expansions", "prune_steps", "prune_sizes", "preview_decoder")]
+        off = [token for flag in off for token in (flag, "none")]
+        flags, keys, name = read_config(["--config", str(DEMO), "--output_dir", str(tmp_path), *off])
+        config = TrainParser().parse(flags, keys, name)[2]
+        assert (config.num_expansions, config.prune_steps, config.preview_decoder) == (12, None, None)
+        assert config.report_to == []
+
+    @pytest.mark.parametrize("value", ["attn.to_q", ["attn.to_q"]])
+    def test_one_lora_target_stays_a_list(self, parse, tmp_path, value):
+        # A string would be a regular expression to PEFT.
+        from trl_progrpo.cli.train import lora_config
+
+        _, model, _ = parse(["--output_dir", str(tmp_path)], lora_target_modules=value)
+        assert model.lora_target_modules == ["attn.to_q"]
+        config = lora_config(model)
+        assert config.target_modules == {"attn.to_q"}
+        assert (config.r, config.lora_alpha, config.lora_dropout) == (32, 64, 0.0)
+
+    def test_no_peft(self, parse, tmp_path):
+        from trl_progrpo.cli.train import lora_config
+
+        assert lora_config(parse(["--output_dir", str(tmp_path), "--no_use_peft"])[1]) is None
+
+    def test_dict_fields_as_yaml_and_as_json(self, parse, tmp_path):
+        expected = {"variant": "fp16"}
+        flags = ["--output_dir", str(tmp_path)]
+        assert parse(flags, model_init_kwargs=expected)[2].model_init_kwargs == expected
+        assert parse([*flags, "--model_init_kwargs", json.dumps(expected)])[2].model_init_kwargs == expected
+
+    @pytest.mark.parametrize(
+        ("config", "parts"),
+        [
+            ({"num_generation": 4}, ["unknown key 'num_generation'", "did you mean 'num_generations'?"]),
+            ({"load_in_4bit": True}, ["unknown key 'load_in_4bit'"]),
+            ({"zzz": 1}, ["unknown key 'zzz'", "--help_all"]),
+            ({"max_steps": "many"}, ["`max_steps` is 'many' in file.yaml", "int"]),
+            ({"max_steps": 1.5}, ["`max_steps` is 1.5", "int"]),
+            ({"max_steps": True}, ["`max_steps` is True", "int"]),
+            ({"max_steps": None}, ["`max_steps` has no value"]),
+            ({"max_steps": [1, 2]}, ["`max_steps` is [1, 2]", "one value"]),
+            ({"prune_steps": [1, "x"]}, ["`prune_steps` is 'x'", "int"]),
+            ({"use_cpu": "perhaps"}, ["`use_cpu` is 'perhaps'", "true or false"]),
+            ({"save_strategy": "sometimes"}, ["`save_strategy` is 'sometimes'", "epoch"]),
+            ({"eval_samples": -1}, ["`eval_samples` is -1"]),
+            ({"noise_level": 0}, ["`noise_level` is 0"]),
+        ],
+    )
+    def test_wrong_yaml_is_one_sentence(self, parse, tmp_path, config, parts):
+        with pytest.raises(CommandError) as info:
+            parse(["--output_dir", str(tmp_path)], **config)
+        for part in parts:
+            assert part in str(info.value)
+        assert "\n" not in str(info.value)
+
+    def test_help_is_grouped_and_help_all_complete(self, capsys):
+        texts = {}
+        for flag in ("--help", "--help_all"):
+            with pytest.raises(SystemExit) as info:
+                main(["train", flag])
+            assert info.value.code == 0
+            texts[flag] = capsys.readouterr().out
+        titles = ["model, data and rewards:", "Pro-GRPO:", "training (transformers.TrainingArguments):"]
+        assert all(title in texts["--help"] for title in titles)
+        assert "--adam_beta1" not in texts["--help"]
+        assert "--adam_beta1" in texts["--help_all"]
+        assert "train[:90%]" in texts["--help"]
+        assert "--load_in_4bit" not in texts["--help_all"]
+
+
+class TestTrainMistakes:
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            (SHAPES[2:], ["`model_name_or_path` is not set"]),
+            (SHAPES[:4], ["`reward_funcs` is not set"]),
+            ([*SHAPES, "--learning_rat", "1"], ["--learning_rat;", "did you mean --learning_rate?"]),
+            ([*SHAPES, "--learning_rat=1"], ["--learning_rat;", "did you mean --learning_rate?"]),
+            ([*SHAPES, "--seed", "x"], ["--seed", "invalid int value: 'x'"]),
+            (["stray", *SHAPES], ["unexpected argument 'stray'"]),
+            ([*SHAPES, *BATCH, "--num_generations", "3"], ["`per_device_train_batch_size`", "num_generations"]),
+            ([*SHAPES, "--config"], ["--config", "expected one argument"]),
+            ([*SHAPES, "--config", "no-such.yaml"], ["`--config` 'no-such.yaml' cannot be read"]),
+            ([*SHAPES, *BATCH, "--resume_from_checkpoint", "true"], ["`resume_from_checkpoint`", "no checkpoint"]),
+            ([*SHAPES, *BATCH, "--dataset_train_split", "dev"], ["'dev'"]),
+            ([*SHAPES, *BATCH, "--dataset_name", "no.jsonl"], ["`dataset_name` is 'no.jsonl'", "no such file"]),
+        ],
+    )
+    def test_exit_2_and_one_sentence(self, argv, parts, capsys, tmp_path):
+        status = main(["train", *argv, *([] if argv[-1] == "--config" else ["--output_dir", str(tmp_path)])])
+        assert status == 2
+        assert_one_sentence(capsys, "trl-progrpo train: error:", *parts)
+
+    @pytest.mark.parametrize(
+        ("text", "part"),
+        [("- a\n- b\n", "key: value"), ("a: [1\n", "no valid YAML"), ("", "key: value"), ("env: 3\n", "env")],
+    )
+    def test_broken_yaml(self, config_file, text, part, capsys):
+        assert main(["train", "--config", config_file(text)]) == 2
+        assert_one_sentence(capsys, part)
+
+    def test_env_of_the_yaml_is_set_before_heavy_imports(self, config_file, monkeypatch, capsys):
+        monkeypatch.setenv("TRL_PROGRPO_TEST", "old")
+        assert main(["train", "--config", config_file("env: {TRL_PROGRPO_TEST: 1}\nzzz: 1\n")]) == 2
+        import os
+
+        assert os.environ["TRL_PROGRPO_TEST"] == "1"
+        assert_one_sentence(capsys, "'zzz'")
+
+
+class TestUserErrors:
+    def test_only_ours(self):
+        from trl_progrpo.rewards import RewardRunner
+
+        with pytest.raises(CommandError, match="`reward_funcs` is empty"), user_errors(ours_only=True):
+            RewardRunner([])
+        with pytest.raises(ValueError, match="theirs"), user_errors(ours_only=True):
+            raise ValueError("theirs")
+        with pytest.raises(CommandError, match="theirs, in one line"), user_errors():
+            raise ValueError("theirs,\nin one line")
+
+
+class TestData:
+    def arguments(self, name, **changes):
+        values = {"dataset_config": None, "dataset_train_split": "train", "dataset_test_split": "test"}
+        return SimpleNamespace(**{"dataset_name": name, "eval_samples": 3, **values, **changes})
+
+    def test_shapes(self):
+        from trl_progrpo.cli.data import load_prompts
+
+        train, test = load_prompts(self.arguments("shapes"))
+        assert len(test) == 3
+        assert not set(test["prompt"]) & set(train["prompt"])
+        assert list(load_prompts(self.arguments("shapes"))[1]["prompt"]) == list(test["prompt"])
+
+    def test_fewer_prompts_than_samples_start_over(self):
+        from datasets import Dataset
+
+        from trl_progrpo.cli.data import take_prompts
+
+        data = Dataset.from_dict({"prompt": ["a", "b"]})
+        taken = take_prompts(data, 5)["prompt"]
+        assert sorted(taken[:2]) == ["a", "b"]
+        assert list(taken) == [*taken[:2], *taken[:2], taken[0]]
+        assert len(take_prompts(data, 0)) == 2
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("p.txt", "a cat\n\na dog\n"),
+            ("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
+            ("p.json", '[{"prompt": "a cat"}, {"prompt": "a dog"}]'),
+            ("p.csv", "prompt\na cat\na dog\n"),
+        ],
+    )
+    def test_local_files(self, name, text, tmp_path, monkeypatch):
+        from trl_progrpo.cli.data import load_prompts
+
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        path = tmp_path / name
+        path.write_text(text)
+        train, test = load_prompts(self.arguments(str(path)))
+        assert list(train["prompt"]) == ["a cat", "a dog"]
+        assert test is None
+        sliced = self.arguments(str(path), dataset_train_split="train[:1]", dataset_test_split="train[1:]")
+        if name == "p.csv":
+            train, test = load_prompts(sliced)
+            assert (list(train["prompt"]), set(test["prompt"])) == (["a cat"], {"a dog"})
+            with pytest.raises(CommandError, match="`dataset_test_split` 'dev'"):
+                load_prompts(self.arguments(str(path), dataset_test_split="dev"))
+
+    def test_unknown_kind_of_file(self, tmp_path):
+        from trl_progrpo.cli.data import load_prompts
+
+        (tmp_path / "p.xyz").write_text("a")
+        with pytest.raises(CommandError, match="unknown kind"):
+            load_prompts(self.arguments(str(tmp_path / "p.xyz")))
+
+
+class FakeTrainer:
+    """Stands in for the trainer: records what the command asks of it."""
+
+    use_adapter = True
+
+    def __init__(self, model, reward_funcs, args, train_dataset, eval_dataset, peft_config, eval_reward_funcs):
+        from trl_progrpo.rewards import RewardRunner
+
+        self.args, self.calls, self.peft_config = args, [], peft_config
+        self.reward_runner = RewardRunner(reward_funcs)
+        self.state = SimpleNamespace(log_history=[], global_step=0)
+
+    def is_world_process_zero(self):
+        return True
+
+    def evaluate(self):
+        self.calls.append("evaluate")
+        reward = 0.25 if self.state.global_step == 0 else 0.75
+        return {
+            "eval_num_prompts": 4, "eval_reward": reward, "eval_reward_stderr": 0.01,
+            "eval_rewards/shapes/mean": reward, "eval_rewards/shapes/stderr": 0.01,
+            "eval_rewards/shapes_strict/mean": 0.5, "eval_rewards/shapes_strict/stderr": math.nan,
+        }  # fmt: skip
+
+    def generate(self, prompts):
+        self.calls.append("generate")
+        return torch.rand(len(prompts), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def train(self, resume_from_checkpoint=None):
+        self.calls.append("train")
+        self.state.global_step = 2
+        self.state.log_history = [
+            {"step": 1, "loss": 0.0, "reward": 0.5, "prune/step_5/reward_std_before": 0.1, "time/denoise": 1.0},
+            {"step": 2, "loss": 0.0, "reward": 0.6, "prune/step_5/reward_std_before": 0.2, "time/denoise": 2.0},
+            {"step": 2, "train_runtime": 4.0},
+        ]
+
+    def save_model(self):
+        self.calls.append("save_model")
+        # The card is written from the log, so the first evaluation must be in it by now.
+        assert [e["step"] for e in self.state.log_history if "eval_reward" in e][:1] in ([], [0])
+
+    def save_state(self):
+        self.calls.append("save_state")
+
+    def create_model_card(self, dataset_name=None):
+        assert dataset_name is None
+        self.calls.append("card")
+
+
+@pytest.fixture
+def fake_trainer(monkeypatch):
+    import trl_progrpo.hub
+    import trl_progrpo.progrpo_trainer
+
+    monkeypatch.setattr(trl_progrpo.progrpo_trainer, "ProGRPOTrainer", FakeTrainer)
+    monkeypatch.setattr(trl_progrpo.hub, "loading_code", lambda trainer, folder: "the code that loads it")
+    return FakeTrainer
+
+
+class TestTrain:
+    argv = ["train", *SHAPES, *BATCH, "--eval_samples", "4"]
+
+    def test_measures_before_and_after_and_writes_results(self, fake_trainer, tmp_path, capsys, monkeypatch):
+        made = []
+        monkeypatch.setattr(fake_trainer, "save_state", lambda self: made.append(self))
+        assert main([*self.argv, "--output_dir", str(tmp_path)]) == 0
+        trainer = made[0]
+        assert trainer.calls == ["evaluate", "generate", "train", "evaluate", "generate", "save_model", "card"]
+        assert trainer.peft_config.r == 32
+        results = json.loads((tmp_path / "eval_results.json").read_text())
+        assert (results["before"]["eval_reward"], results["after"]["eval_reward"], results["step"]) == (0.25, 0.75, 2)
+        assert results["after"]["eval_rewards/shapes_strict/stderr"] is None
+        for name in ("before_after.png", "reward_curve.png", "prune_funnel.png"):
+            assert (tmp_path / name).stat().st_size > 2000
+        out = capsys.readouterr().out
+        assert re.search(r"shapes +0\.250 ± 0\.010 +0\.750 ± 0\.010 +\+0\.500 ± 0\.014", out)
+        assert "the code that loads it" in out
+
+    def test_without_held_out_prompts_and_plots(self, fake_trainer, tmp_path, capsys):
+        assert main([*self.argv, "--dataset_test_split", "none", "--no_plot", "--output_dir", str(tmp_path)]) == 0
+        out, err = capsys.readouterr()
+        assert "No held-out prompts" in err
+        assert "Held-out reward" not in out
+        assert not list(tmp_path.glob("*.png"))
+        assert not (tmp_path / "eval_results.json").exists()
+
+    def test_an_evaluation_at_the_last_step_is_not_repeated(self, fake_trainer, tmp_path, monkeypatch):
+        from trl_progrpo.cli.train import _evaluate_after
+
+        trainer = SimpleNamespace(state=SimpleNamespace(global_step=2, log_history=[{"step": 2, "eval_reward": 0.5}]))
+        assert _evaluate_after(trainer) == {"eval_reward": 0.5}
+
+    def test_a_refusing_trainer_is_one_sentence(self, fake_trainer, tmp_path, capsys, monkeypatch):
+        def refuse(self, **kwargs):
+            raise ValueError("`policy` is 'x';\n use another.")
+
+        monkeypatch.setattr(fake_trainer, "__init__", refuse)
+        assert main([*self.argv, "--output_dir", str(tmp_path)]) == 2
+        assert_one_sentence(capsys, "`policy` is 'x'; use another.")
+
+    def test_a_defect_in_training_keeps_its_traceback(self, fake_trainer, tmp_path, monkeypatch):
+        def fail(self, **kwargs):
+            raise ValueError("a bug in the user's reward")
+
+        monkeypatch.setattr(fake_trainer, "train", fail)
+        with pytest.raises(ValueError, match="a bug"):
+            main([*self.argv, "--output_dir", str(tmp_path)])
+
+
+class TestSummary:
+    def printed(self, before, after, history, **kwargs):
+        from trl_progrpo.cli.summary import summary
+
+        stream = io.StringIO()
+        console = Console(file=stream, width=80, highlight=False)
+        arguments = {"files": {"adapter": "out/a.safetensors"}, "code": "x" * 120, "console": console}
+        summary(before, after, history, **{**arguments, **kwargs})
+        return stream.getvalue()
+
+    def test_everything_is_there_in_80_columns(self):
+        row = {
+            "prune/step_5/reward_std_before": 0.2, "prune/step_5/reward_std_random": 0.19,
+            "prune/step_5/reward_std_after": 0.3, "prune/step_5/rank_corr": 0.7, "time/denoise": 2.0, "time/update": 1.0,
+        }  # fmt: skip
+        history = [{**row, "step": 1}, {**row, "step": 2}, {"step": 2, "train_runtime": 8.0}]
+        metrics = {"eval_reward": 0.9, "eval_reward_stderr": 0.01, "eval_num_prompts": 64}
+        metrics |= {"eval_rewards/a/mean": 0.4, "eval_rewards/a/stderr": 0.03}
+        text = self.printed(metrics, metrics, history, group_sizes={5: (48, 24)}, num_inference_steps=10)
+        assert "over 64 prompts" in text
+        assert re.search(r"weighted total +0\.900 ± 0\.010 +0\.900 ± 0\.010 +\+0\.000 ± 0\.014", text)
+        assert re.search(r"a +0\.400 ± 0\.030", text)
+        assert re.search(r"step 5 +48 → 24 +0\.200 +0\.190 +0\.300 +0\.70", text)
+        assert re.search(r"denoise +4\.0 +50%", text)
+        assert re.search(r"other +2\.0 +25%", text)
+        assert "adapter  out/a.safetensors" in text
+        assert "\n" + "x" * 120 + "\n" in text, "code must not be wrapped"
+        assert all(len(line) <= 80 for line in text.splitlines() if "xxx" not in line)
+
+    def test_without_a_measurement_before(self):
+        text = self.printed(None, {"eval_reward": 0.9, "eval_rewards/a/mean": 0.9}, [])
+        assert re.search(r"a +– +0\.900 +–", text)
+        assert "Prune funnel" not in text
+        assert "Time" not in text
+
+    def test_brackets_are_no_markup(self):
+        text = self.printed(None, None, [], files={"a": "out[bold]"}, code="images[0]")
+        assert "out[bold]" in text
+        assert "images[0]" in text
+
+
+class TestSample:
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            ([], ["--model_name_or_path"]),
+            (["--model_name_or_path", "a/b"], ["`--prompts` is not set"]),
+            (["--model_name_or_path", "shapes", "--num_inference_steps", "0"], ["`--num_inference_steps` is 0"]),
+            (["--model_name_or_path", "shapes", "--guidance_scale", "0.5"], ["`--guidance_scale` is 0.5"]),
+            (["--model_name_or_path", "shapes", "--adapter", "no-such"], ["`--adapter` 'no-such'"]),
+            (["--model_name_or_path", "shapes", "--adapter", "."], ["`--adapter` '.'"]),
+            (["--model_name_or_path", "shapes", "--promts", "x"], ["--promts", "--prompts"]),
+            (["--model_name_or_path", "shapes", "--height", "31"], ["`height` is 31"]),
+        ],
+    )
+    def test_exit_2_and_one_sentence(self, argv, parts, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert main(["sample", *argv]) == 2
+        assert_one_sentence(capsys, *parts)
+
+    def test_draws_the_base_model(self, tmp_path, capsys):
+        path = tmp_path / "grid.png"
+        prompts = ["a red circle", "a blue square above a red circle"]
+        argv = ["--model_name_or_path", "shapes", "--num_inference_steps", "2", "--output", str(path)]
+        assert main(["sample", *argv, "--prompts", *prompts, "--batch_size", "1"]) == 0
+        assert capsys.readouterr().out == f"{path}\n"
+        first = path.read_bytes()
+        assert main(["sample", *argv, "--prompts", *prompts]) == 0
+        assert path.read_bytes() == first, "images do not depend on the batch size"

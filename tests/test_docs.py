@@ -1,0 +1,229 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What the documentation says is true: its code runs, its links lead somewhere, its reference is current."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import trl_progrpo
+from trl_progrpo.families import FAMILIES
+from trl_progrpo.policies import POLICIES
+from trl_progrpo.pruning import PRUNING_RULES
+from trl_progrpo.rewards import REWARDS
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+# A documented run, made small: fewer trajectories and steps, the same schedule of checkpoints.
+SMALL = {"max_steps": 1, "per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 1}
+SMALL_PRUNING = {"num_expansions": 4, "prune_sizes": [3, 2], "rollout_batch_size": 4}
+
+BLOCK = re.compile(
+    r"(?P<marker><!-- not run: [^\n]+ -->\n)?^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```$)?",
+    re.M | re.S,
+)
+
+
+def blocks(page: Path) -> list[re.Match]:
+    return list(BLOCK.finditer(page.read_text(encoding="utf-8")))
+
+
+def source(page: Path, block: re.Match) -> str:
+    """The block's code, padded so that tracebacks show the line of the page."""
+    return "\n" * page.read_text(encoding="utf-8").count("\n", 0, block.start("code")) + block["code"]
+
+
+@pytest.fixture
+def restored_registries(monkeypatch):
+    for registry in (FAMILIES, POLICIES, PRUNING_RULES, REWARDS):
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+
+
+@pytest.fixture
+def small_runs(monkeypatch, tmp_path, restored_registries):
+    """Configurations are made small, and relative paths lead to a temporary folder."""
+    config = trl_progrpo.ProGRPOConfig
+
+    def small(**kwargs):
+        pruning = SMALL_PRUNING if kwargs.get("prune_steps") else {}
+        quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_eval_batch_size": 64}
+        return config(**{**kwargs, **SMALL, **pruning, **quiet})
+
+    monkeypatch.setattr(trl_progrpo, "ProGRPOConfig", small, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def run_page(page: Path, namespace: dict) -> None:
+    """Runs the blocks of a page in one namespace; a text block behind one is what it must print. Tests in it are called."""
+    for block in blocks(page):
+        if block["marker"]:
+            continue
+        printed, known = io.StringIO(), set(namespace)
+        with contextlib.redirect_stdout(printed):
+            exec(compile(source(page, block), str(page.relative_to(ROOT)), "exec"), namespace)
+            for name in set(namespace) - known:
+                if name.startswith("test_"):
+                    namespace[name]()
+        if block["output"] is not None:
+            assert [line.rstrip() for line in printed.getvalue().splitlines()] == block["output"].splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_python_compiles(page):
+    for block in blocks(page):
+        ast.parse(source(page, block), str(page))
+
+
+def test_every_python_block_is_found():
+    for page in PAGES:
+        # Indented blocks, in lists, would escape the pattern.
+        assert len(blocks(page)) == page.read_text(encoding="utf-8").count("```python"), page
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md"])
+def test_python_runs(name, small_runs):
+    torch.manual_seed(0)
+    run_page(ROOT / name, {"__name__": "documentation"})
+
+
+def test_other_pages_have_no_code_that_is_not_run():
+    run = {"README.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md", "docs/families.md"}
+    for page in PAGES:
+        assert str(page.relative_to(ROOT)) in run or not [b for b in blocks(page) if not b["marker"]], page
+
+
+def test_recipe_family(restored_registries):
+    """The family in CONTRIBUTING.md keeps every promise of a family."""
+    from trl_progrpo.testing import check_family
+
+    (block,) = [b for b in blocks(ROOT / "CONTRIBUTING.md") if "class AuraFlowFamily" in b["code"]]
+    FAMILIES._objects.pop("AuraFlowPipeline", None)
+    exec(block["code"], {"__name__": "documentation"})
+    report = check_family(
+        make_tiny_aura_flow(), heights_widths=[(16, 16)], num_inference_steps=[2], guidance_scales=[5.0]
+    )
+    assert report.family == "AuraFlowFamily"
+    assert report.log_prob_difference == 0
+
+
+def make_tiny_aura_flow():
+    from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from transformers import CLIPTokenizer, UMT5Config, UMT5EncoderModel
+
+    from trl_progrpo.tiny import model_path
+
+    tokenizer = CLIPTokenizer.from_pretrained(model_path() / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        text_encoder = UMT5EncoderModel(
+            UMT5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        )
+        transformer = AuraFlowTransformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            caption_projection_dim=16,
+            pos_embed_max_size=64,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=2,
+            latent_channels=4,
+        )
+    with torch.no_grad():
+        # Random weights are small, and then so is what a prompt or an adapter changes.
+        for parameter in (*transformer.parameters(), *text_encoder.parameters()):
+            parameter.mul_(2)
+    pipeline = AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder.eval(),
+        vae=vae.eval(),
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_example_script(monkeypatch, small_runs, capsys):
+    spec = importlib.util.spec_from_file_location("train_shapes", ROOT / "examples/train_shapes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("sys.argv", ["train_shapes.py", "--max_steps", "1", "--output_dir", "out"])
+    module.main()
+    assert "held-out reward" in capsys.readouterr().out
+    assert Path("out/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_config_reference_is_current():
+    path = ROOT / "docs/generate_config_reference.py"
+    spec = importlib.util.spec_from_file_location("generate_config_reference", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TARGET.read_text(encoding="utf-8") == module.reference(), f"run `python {path.relative_to(ROOT)}`"
+    for name in trl_progrpo.ProGRPOConfig.__annotations__:
+        assert f"**`{name}`**" in module.reference()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_links_lead_somewhere(page):
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"https?://", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.is_relative_to(ROOT), target
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked), target
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_no_paths_of_a_machine(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w.:/])/(?:home|root|Users|tmp|work|mnt|opt|usr|var)/", text)
+
+
+def test_commands_in_the_documentation_exist():
+    """Every flag of a documented `trl-progrpo` command is one that its parser knows."""
+    from trl_progrpo.cli.arguments import TrainParser
+    from trl_progrpo.cli.main import COMMANDS
+    from trl_progrpo.cli.sample import _parser
+
+    flags = {"train": set(TrainParser()._option_string_actions), "sample": set(_parser()._option_string_actions)}
+    found = 0
+    for page in PAGES:
+        for command, rest in re.findall(r"trl-progrpo (\w+)((?: [^\n`|]*)?)", page.read_text(encoding="utf-8")):
+            assert command in COMMANDS, (page, command)
+            for flag in re.findall(r"--\w+", rest):
+                found += 1
+                assert flag in flags[command], (page, flag)
+    assert found > 5
+
+
+def test_names_in_the_documentation_exist():
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/method.md"))
+    for registry in (POLICIES, PRUNING_RULES):
+        for name in registry.registered():
+            assert f"`{name}`" in text, name

@@ -1,0 +1,129 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""A run that was interrupted and resumed equals one that was not, bit for bit."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def optimiser_state(trainer):
+    return [value for state in trainer.optimizer.state_dict()["state"].values() for value in state.values()]
+
+
+def logged_after(trainer, step):
+    """The log without what is measured in seconds, and without the summary of the run."""
+    entries = [e for e in trainer.state.log_history if e["step"] > step and "train_runtime" not in e]
+    return [{key: value for key, value in entry.items() if not key.startswith("time/")} for entry in entries]
+
+
+SCENES = {
+    # 5 prompts, 2 per rollout: 3 rollouts an epoch.
+    "at the end of a rollout": (2, 3, {}),
+    "in the second epoch": (4, 5, {}),
+    "between two epochs": (3, 5, {}),
+    "between two updates of a rollout": (1, 4, {"steps_per_generation": 4}),
+    "between two updates in the second epoch": (5, 7, {"steps_per_generation": 4}),
+    "between two passes over a rollout": (3, 5, {"num_iterations": 2}),
+    "between two updates of the second pass": (3, 5, {"num_iterations": 2, "steps_per_generation": 4}),
+    "with an average": (2, 4, {"ema_decay": 0.5, "steps_per_generation": 4, "ema_update_interval": 1}),
+    "with a rare average": (3, 6, {"ema_decay": 0.5, "ema_update_interval": 2}),
+    "with a schedule and a KL": (2, 4, {"lr_scheduler_type": "linear", "warmup_steps": 2, "beta": 0.1}),
+    "with all weights": (1, 3, {"peft_config": None, "steps_per_generation": 4, "learning_rate": 1e-4}),
+    "with all weights and an average": (2, 3, {"peft_config": None, "ema_decay": 0.5, "learning_rate": 1e-4}),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_resumed_equals_uninterrupted(make_trainer, adapter_of, tmp_path, scene):
+    stop, steps, kwargs = SCENES[scene]
+    kwargs = {"learning_rate": 1e-2, "max_steps": steps, "save_strategy": "steps", "save_steps": stop, **kwargs}
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), **kwargs)
+    whole.train()
+    torch.manual_seed(123)
+    resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **kwargs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{stop}"))
+
+    assert resumed.state.global_step == steps
+    expected, got = adapter_of(whole), adapter_of(resumed)
+    assert expected.keys() == got.keys()
+    for name in expected:
+        assert torch.equal(expected[name], got[name]), name
+    for one, other in zip(optimiser_state(whole), optimiser_state(resumed), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert logged_after(whole, stop) == logged_after(resumed, stop)
+    assert len(logged_after(whole, stop)) == steps - stop
+    assert torch.equal(whole.last_rollout.latents, resumed.last_rollout.latents)
+    if "ema_decay" in kwargs:
+        assert whole.ema.optimization_step == resumed.ema.optimization_step
+        for one, other in zip(whole.ema.shadow_params, resumed.ema.shadow_params, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_the_interrupted_run_had_something_to_lose(make_trainer, adapter_of, tmp_path):
+    """The scenes above could not pass if resuming loaded nothing."""
+    kwargs = {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(output_dir=str(tmp_path / "whole"), max_steps=2, **kwargs)
+    start = adapter_of(trainer)
+    trainer.train()
+    assert any(not torch.equal(start[name], weight) for name, weight in adapter_of(trainer).items())
+    assert (tmp_path / "whole" / "checkpoint-1" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_true_resumes_from_the_newest_checkpoint(make_trainer, tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    make_trainer(max_steps=2, **kwargs).train()
+    trainer = make_trainer(max_steps=3, **kwargs)
+    trainer.train(resume_from_checkpoint=True)
+    assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [1, 2, 3]
+
+
+def test_a_path_object_is_a_path(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` is .*nowhere'.* is no checkpoint folder"):
+        make_trainer().train(resume_from_checkpoint=tmp_path / "nowhere")
+
+
+def test_the_same_trainer_can_go_back_to_a_checkpoint(make_trainer, adapter_of, tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "num_iterations": 2, "learning_rate": 1e-2}
+    trainer = make_trainer(max_steps=4, output_dir=str(tmp_path / "out"), **kwargs)
+    trainer.train()
+    expected = adapter_of(trainer)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    for name, weight in adapter_of(trainer).items():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_a_checkpoint_inside_a_rollout_keeps_the_rollout_and_others_do_not(make_trainer, tmp_path):
+    trainer = make_trainer(
+        max_steps=2, steps_per_generation=4, save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "out")
+    )
+    trainer.train()
+    assert (tmp_path / "out" / "checkpoint-1" / "rollout_0.safetensors").is_file()
+    assert not (tmp_path / "out" / "checkpoint-2" / "rollout_0.safetensors").exists()
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "model"])
+def test_a_folder_that_is_no_checkpoint_is_refused_in_one_sentence(make_trainer, pipeline_path, tmp_path, what):
+    folder = {"missing": tmp_path / "missing", "empty": tmp_path / "empty", "model": Path(pipeline_path)}[what]
+    if what == "empty":
+        os.makedirs(folder)
+    with pytest.raises(ValueError) as error:
+        make_trainer().train(resume_from_checkpoint=str(folder))
+    message = str(error.value)
+    assert "\n" not in message
+    assert "`resume_from_checkpoint`" in message
+    assert repr(str(folder)) in message
+    assert "give a `checkpoint-*` folder" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"r": 8}, "other shapes"), ({"target_modules": ["attn.to_q"]}, "other layers")]
+)
+def test_a_checkpoint_of_another_adapter_is_refused(make_trainer, tmp_path, change, message):
+    from peft import LoraConfig
+
+    make_trainer(max_steps=1, save_strategy="steps", save_steps=1, output_dir=str(tmp_path / "out")).train()
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, **change})
+    with pytest.raises(ValueError, match=message):
+        make_trainer(peft_config=config).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))

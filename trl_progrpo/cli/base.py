@@ -1,0 +1,134 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What the subcommands share. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+
+class CommandError(Exception):
+    """A mistake of the user's: its text is printed as it is, in one line, and the exit status is 2."""
+
+    def __init__(self, message: object):
+        super().__init__(" ".join(str(message).split()))
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence; no abbreviated flags."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs})
+
+    def error(self, message: str):
+        raise CommandError(f"{message}; see `{self.prog} --help`.")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        refuse_unknown_flags(self, unknown)
+        return namespace
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Flags once (`--max_steps`, not also `--max-steps`), defaults where they say something."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, **{"max_help_position": 30, **kwargs})
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return ", ".join(o for o in action.option_strings if "_" in o or "-" not in o.lstrip("-"))
+        flag = action.option_strings[0]
+        # An optional value (`--bf16`, `--bf16 False`) is noise here; choices of 40 names would fill the page.
+        metavar = action.metavar or (action.dest.split("_")[-1].upper() if action.nargs != "?" else "")
+        return f"{flag} {metavar}{' ...' if action.nargs in ('+', '*') else ''}".rstrip()
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").strip()
+        default = action.default
+        if action.nargs == 0 or default is None or default is False or default in (argparse.SUPPRESS, [], ""):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def refuse_unknown_flags(parser: argparse.ArgumentParser, unknown: Sequence[str], known: Iterable[str] = ()) -> None:
+    """
+    Raises a [`CommandError`] about the first of `unknown`, with the nearest flag if one is near.
+
+    Args:
+        parser (`argparse.ArgumentParser`): knows the flags.
+        unknown (`Sequence[str]`): what `parse_known_args` left over.
+        known (`Iterable[str]`, *optional*): further flags that exist.
+    """
+    if not unknown:
+        return
+    flags = [option for action in parser._actions for option in action.option_strings] + list(known)
+    first = next((token for token in unknown if token.startswith("-")), unknown[0])
+    if not first.startswith("-"):
+        raise CommandError(f"unexpected argument {first!r}; values follow a flag, see `{parser.prog} --help`.")
+    first = first.split("=")[0]
+    nearest = difflib.get_close_matches(first.replace("-", "_"), {f.replace("-", "_"): None for f in flags}, n=1)
+    hint = f"did you mean --{nearest[0].lstrip('_')}?" if nearest else f"see `{parser.prog} --help`."
+    raise CommandError(f"unknown flag {first}; {hint}")
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception], ours_only: bool = False) -> Iterator[None]:
+    """
+    Turns a `ValueError` (or another of `kinds`) raised inside into a [`CommandError`].
+
+    Args:
+        kinds (`type[Exception]`): exception types; `ValueError` when none is given.
+        ours_only (`bool`, *optional*, defaults to `False`): only if this package raised it itself, with a sentence for
+            the user. In the midst of training a `ValueError` from anywhere else is a defect, perhaps in a reward
+            function, and its traceback is needed.
+    """
+    kinds = kinds or (ValueError,)
+    try:
+        yield
+    except kinds as error:
+        if ours_only and not _raised_here(error.__traceback__):
+            raise
+        raise CommandError(str(error).strip() or type(error).__name__) from error
+
+
+def _raised_here(traceback: TracebackType | None) -> bool:
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
+    return module.partition(".")[0] == __package__.partition(".")[0]
+
+
+_NO_NEWS = ("requires torchvision", "No LoRA keys associated to")
+
+
+def quieten_libraries() -> None:
+    """
+    Silences what other libraries say that is no news to the user: that there is no torchvision, that an adapter leaves
+    the text encoders alone; and progress bars where there is no terminal to draw them on. To be called first, as some
+    of it is said on import.
+    """
+    import transformers
+    from diffusers.utils import logging as diffusers_logging
+
+    for logger in (transformers.utils.logging.get_logger("transformers"), diffusers_logging.get_logger("diffusers")):
+        for handler in logger.handlers:
+            handler.addFilter(_is_news)
+    if sys.stderr is not None and sys.stderr.isatty():
+        return
+    import datasets
+    import huggingface_hub
+
+    datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
+    diffusers_logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(phrase in record.getMessage() for phrase in _NO_NEWS)

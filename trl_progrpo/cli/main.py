@@ -1,0 +1,86 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Entry point of `trl-progrpo`. Imports nothing heavy: help must be instant."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .base import CommandError
+
+
+COMMANDS = {
+    "train": "post-train a text-to-image model on a reward with Pro-GRPO",
+    "sample": "draw images with and without a trained adapter, at equal seeds",
+    "env": "print versions and hardware, for bug reports",
+}
+"""Subcommands and their one-line help. Each is a module beside this one with `run(argv) -> int`; dashes become underscores."""
+
+_EXAMPLES = """\
+examples:
+  trl-progrpo train --config examples/configs/shapes_demo.yaml
+  trl-progrpo train --model_name_or_path shapes --dataset_name shapes --reward_funcs shapes \\
+      --num_generations 12 --per_device_train_batch_size 48 --max_steps 20
+  trl-progrpo sample --model_name_or_path shapes --adapter outputs/shapes-demo
+
+`trl-progrpo COMMAND --help` tells about each command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs a subcommand and returns the exit status: 0, or 2 for a mistake of the user's, told in one sentence on standard
+    error. Any other exception is a defect and keeps its traceback.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): arguments without the program's name; `sys.argv[1:]` when unset.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from .. import __version__
+
+        print(f"trl-progrpo {__version__}")
+        return 0
+    command, prog = argv[0], "trl-progrpo"
+    try:
+        if command not in COMMANDS:
+            nearest = difflib.get_close_matches(command, COMMANDS, n=1)
+            raise CommandError(
+                f"unknown command {command!r}; {f'did you mean {nearest[0]!r}? ' if nearest else ''}"
+                f"commands: {', '.join(COMMANDS)}."
+            )
+        prog = f"trl-progrpo {command}"
+        module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
+        return module.run(argv[1:])
+    except CommandError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: trl-progrpo COMMAND [options]",
+            "",
+            "Pro-GRPO (Expand-and-Prune GRPO) for text-to-image diffusion and flow models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            "  -h, --help     show this text",
+            "  -V, --version  print the version",
+            "",
+            _EXAMPLES,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,264 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""`trl-progrpo train`: evaluate, train, evaluate again, and say what came of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import CommandError, CommandParser, quieten_libraries, user_errors
+
+
+if TYPE_CHECKING:
+    import torch
+    from datasets import Dataset
+
+    from ..progrpo_config import ProGRPOConfig
+    from ..progrpo_trainer import ProGRPOTrainer
+    from .arguments import ModelArguments, ScriptArguments
+
+
+GRID_PROMPTS = 8
+"""Columns of the before/after grid."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parses `argv` and trains."""
+    flags, config, config_path = read_config(argv)
+    # Before the heavy imports: variables such as HF_ENDPOINT are read when huggingface_hub is imported.
+    os.environ.update({str(key): str(value) for key, value in config.pop("env", {}).items()})
+    from .arguments import TrainParser
+
+    train(*TrainParser().parse(flags, config, config_path))
+    return 0
+
+
+def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
+    """
+    Splits `--config FILE` off `argv`; returns the other flags, the file's keys and its name.
+
+    Raises:
+        CommandError: if the file is missing or no YAML mapping.
+    """
+    parser = CommandParser(prog="trl-progrpo train", add_help=False)
+    parser.add_argument("--config")
+    known, flags = parser.parse_known_args(argv)
+    if known.config is None:
+        return flags, {}, ""
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(known.config).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(
+            f"`--config` {known.config!r} cannot be read ({getattr(error, 'strerror', error)})."
+        ) from error
+    except yaml.YAMLError as error:
+        raise CommandError(f"`--config` {known.config!r} is no valid YAML: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
+        raise CommandError(f"`--config` {known.config!r} must hold `key: value` lines (and `env`, if any, below it).")
+    return flags, config, known.config
+
+
+def train(script_args: ScriptArguments, model_args: ModelArguments, training_args: ProGRPOConfig) -> ProGRPOTrainer:
+    """
+    A whole run: held-out reward and images before, training, both again, results and plots into `output_dir`, summary.
+
+    Raises:
+        CommandError: for a mistake of the user's.
+    """
+    quieten_libraries()
+    resume = _checkpoint(training_args)
+    trainer, train_dataset, eval_dataset = _build(script_args, model_args, training_args)
+    main_process, output_dir = trainer.is_world_process_zero(), training_args.output_dir
+    if main_process:
+        _notice(script_args, training_args, train_dataset, eval_dataset)
+
+    grid_rows = _grid_rows(eval_dataset if eval_dataset is not None else train_dataset, training_args.prompt_column)
+    # From here on a ValueError that this package did not raise itself is a defect, maybe the reward's: keep its traceback.
+    with user_errors(ours_only=True):
+        before = trainer.evaluate() if eval_dataset is not None else None
+        images = [_generate(trainer, grid_rows)] if script_args.plot else []
+        trainer.train(resume_from_checkpoint=resume)
+        after = _evaluate_after(trainer) if eval_dataset is not None else None
+        images += [_generate(trainer, grid_rows)] if script_args.plot else []
+        trainer.save_model()
+        trainer.save_state()
+    files = {}
+    if main_process:
+        files = _write_results(script_args, trainer, before, after, grid_rows, images)
+    _finish_card(script_args, trainer)
+    if main_process:
+        from ..hub import loading_code
+        from ..plots import prune_group_sizes
+        from .summary import summary
+
+        summary(
+            before,
+            after,
+            trainer.state.log_history,
+            files=_saved_files(trainer, output_dir) | files,
+            code=loading_code(trainer, output_dir),
+            group_sizes=prune_group_sizes(training_args),
+            num_inference_steps=training_args.num_inference_steps,
+        )
+    return trainer
+
+
+def _build(script_args, model_args, training_args) -> tuple[ProGRPOTrainer, Dataset, Dataset | None]:
+    from ..progrpo_trainer import ProGRPOTrainer
+    from .data import load_prompts
+
+    train_dataset, eval_dataset = load_prompts(script_args, training_args.prompt_column)
+    if model_args.model_revision != "main":
+        training_args.model_init_kwargs = {
+            "revision": model_args.model_revision,
+            **(training_args.model_init_kwargs or {}),
+        }
+    with user_errors():
+        trainer = ProGRPOTrainer(
+            model=model_args.model_name_or_path,
+            reward_funcs=script_args.reward_funcs,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            peft_config=lora_config(model_args),
+            eval_reward_funcs=script_args.eval_reward_funcs,
+        )
+    return trainer, train_dataset, eval_dataset
+
+
+def lora_config(model_args: ModelArguments):
+    """The [`~peft.LoraConfig`] of the arguments, `None` for full fine-tuning; targets left open are the family's."""
+    if not model_args.use_peft:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=model_args.lora_target_modules,
+        use_rslora=model_args.use_rslora,
+        use_dora=model_args.use_dora,
+        init_lora_weights="gaussian",
+    )
+
+
+def _checkpoint(training_args: ProGRPOConfig) -> str | None:
+    """`resume_from_checkpoint` as a folder; `true` and `last` mean the newest in `output_dir`."""
+    value = training_args.resume_from_checkpoint
+    if value is None or str(value).lower() in ("false", "no", ""):
+        return None
+    if str(value).lower() not in ("true", "yes", "last"):
+        return value
+    from transformers.trainer_utils import get_last_checkpoint
+
+    newest = get_last_checkpoint(training_args.output_dir)
+    if newest is None:
+        raise CommandError(
+            f"`resume_from_checkpoint` is {value}, but `output_dir` {training_args.output_dir!r} has no checkpoint; "
+            "leave it unset to start afresh."
+        )
+    return newest
+
+
+def _notice(script_args, training_args, train_dataset, eval_dataset) -> None:
+    """What an attentive reader would ask about the data, on standard error."""
+    if eval_dataset is None:
+        print(
+            "No held-out prompts, so no reward before and after training is measured; name a split, e.g. "
+            '--dataset_train_split "train[:90%]" --dataset_test_split "train[90%:]".',
+            file=sys.stderr,
+        )
+        return
+    column = training_args.prompt_column
+    held_out = set(eval_dataset[column])
+    seen = len(held_out & set(train_dataset[column]))
+    if seen:
+        print(f"{seen} of {len(held_out)} held-out prompts are also training prompts.", file=sys.stderr)
+
+
+def _grid_rows(dataset: Dataset, prompt_column: str) -> list[dict[str, Any]]:
+    """The first rows with different prompts."""
+    rows: dict[str, dict[str, Any]] = {}
+    for index in range(len(dataset)):
+        row = dataset[index]
+        rows.setdefault(row[prompt_column], row)
+        if len(rows) == GRID_PROMPTS:
+            break
+    return list(rows.values())
+
+
+def _generate(trainer: ProGRPOTrainer, rows: list[dict[str, Any]]) -> torch.Tensor:
+    return trainer.generate([row[trainer.args.prompt_column] for row in rows])
+
+
+def _evaluate_after(trainer: ProGRPOTrainer) -> dict[str, float]:
+    """The metrics after training, taken from the log if the last step was evaluated."""
+    for entry in reversed(trainer.state.log_history):
+        if "eval_reward" in entry and entry["step"] == trainer.state.global_step:
+            return {key: value for key, value in entry.items() if key.startswith("eval_")}
+    return trainer.evaluate()
+
+
+def _write_results(script_args, trainer, before, after, grid_rows, images) -> dict[str, Path]:
+    from .. import plots
+
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    log_history, written = trainer.state.log_history, {}
+    if after is not None:
+        results = {"step": trainer.state.global_step, "before": before, "after": after}
+        path = folder / "eval_results.json"
+        path.write_text(json.dumps(_without_nan(results), indent=2) + "\n", encoding="utf-8")
+        written["results"] = path
+    if not script_args.plot:
+        return written
+    prompts = [row[args.prompt_column] for row in grid_rows]
+    scores = [_scores(trainer, grid_rows, batch) for batch in images]
+    written["images before and after"] = plots.image_grid(
+        images, ["before", "after"], prompts, folder / "before_after.png", scores
+    )
+    written["reward curve"] = plots.reward_curve(log_history, folder / "reward_curve.png")
+    written["prune funnel"] = plots.prune_funnel(
+        log_history, folder / "prune_funnel.png", plots.prune_group_sizes(args), args.num_inference_steps
+    )
+    return {label: path for label, path in written.items() if path is not None}
+
+
+def _scores(trainer: ProGRPOTrainer, rows: list[dict[str, Any]], images: torch.Tensor) -> list[float]:
+    from ..advantages import weighted_rewards
+
+    column = trainer.args.prompt_column
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != column}
+    per_func = trainer.reward_runner([row[column] for row in rows], images, columns)
+    return weighted_rewards(per_func, trainer.reward_runner.weights).tolist()
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN is no JSON."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _finish_card(script_args: ScriptArguments, trainer: ProGRPOTrainer) -> None:
+    """The model card with the dataset's name where that is a Hub name; then the push, so that plots go with it."""
+    name = script_args.dataset_name
+    hub_name = None if name == "shapes" or Path(name).expanduser().exists() else name
+    trainer.create_model_card(dataset_name=hub_name)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=hub_name)
+
+
+def _saved_files(trainer: ProGRPOTrainer, output_dir: str) -> dict[str, Path]:
+    from ..adapters import ADAPTER_FILE
+
+    folder = Path(output_dir)
+    weights = ADAPTER_FILE if trainer.use_adapter else trainer.family.denoiser_name
+    return {"adapter" if trainer.use_adapter else "denoiser": folder / weights, "model card": folder / "README.md"}
