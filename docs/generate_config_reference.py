@@ -19,12 +19,12 @@ HEAD = """\
 <!-- Written by docs/generate_config_reference.py; edit the docstring of ProGRPOConfig instead. -->
 
 `ProGRPOConfig` holds the arguments of `ProGRPOTrainer`. It extends `transformers.TrainingArguments` (through TRL's own base
-configuration), so everything of it applies too: `output_dir`, `max_steps`, `seed`, `save_steps`, `report_to` and so on. This page
-lists only what `ProGRPOConfig` adds, and what it gives another default.
+configuration), so everything of it applies too: `output_dir`, `max_steps`, `seed`, `save_steps`, `report_to` and so on. This
+page lists only what `ProGRPOConfig` adds, and what it gives another default.
 
 The same names are keyword arguments in Python, keys of the YAML file of `trl-progrpo train --config`, and flags of the command
-line (`--num_expansions 48 --prune_steps 5 7 --prune_sizes 24 12`). `trl-progrpo train --help` also lists the arguments for model, data
-and rewards, which in Python belong to the trainer.
+line (`--num_expansions 48 --prune_steps 5 7 --prune_sizes 24 12`). `trl-progrpo train --help` also lists the arguments for
+model, data and rewards, which in Python belong to the trainer.
 
 {introduction}
 

@@ -23,7 +23,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("example
 PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 # A documented run, made small: fewer trajectories and steps, the same schedule of checkpoints.
-SMALL = {"max_steps": 1, "per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 1}
+SMALL = {"per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 1, "max_steps": 1}
+SMALL_EVALUATION = {"eval_num_inference_steps": 2, "per_device_eval_batch_size": 64}
 SMALL_PRUNING = {"num_expansions": 4, "prune_sizes": [3, 2], "rollout_batch_size": 4}
 
 BLOCK = re.compile(
@@ -54,8 +55,8 @@ def small_runs(monkeypatch, tmp_path, restored_registries):
 
     def small(**kwargs):
         pruning = SMALL_PRUNING if kwargs.get("prune_steps") else {}
-        quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "per_device_eval_batch_size": 64}
-        return config(**{**kwargs, **SMALL, **pruning, **quiet})
+        quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
+        return config(**{**kwargs, **SMALL, **SMALL_EVALUATION, **pruning, **quiet})
 
     monkeypatch.setattr(trl_progrpo, "ProGRPOConfig", small, raising=False)
     monkeypatch.chdir(tmp_path)

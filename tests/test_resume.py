@@ -30,6 +30,9 @@ SCENES = {
     "with an average": (2, 4, {"ema_decay": 0.5, "steps_per_generation": 4, "ema_update_interval": 1}),
     "with a rare average": (3, 6, {"ema_decay": 0.5, "ema_update_interval": 2}),
     "with a schedule and a KL": (2, 4, {"lr_scheduler_type": "linear", "warmup_steps": 2, "beta": 0.1}),
+    "with a random window": (3, 4, {"sde_window": "random", "sde_window_size": 2, "steps_per_generation": 4}),
+    "with a sliding window": (3, 4, {"sde_window": "sliding", "sde_window_size": 1, "num_iterations": 2}),
+    "with normalised ratios": (1, 2, {"loss_type": "grpo_guard", "steps_per_generation": 4, "epsilon": 1e-6}),
     "with all weights": (1, 3, {"peft_config": None, "steps_per_generation": 4, "learning_rate": 1e-4}),
     "with all weights and an average": (2, 3, {"peft_config": None, "ema_decay": 0.5, "learning_rate": 1e-4}),
 }
@@ -80,7 +83,7 @@ def test_true_resumes_from_the_newest_checkpoint(make_trainer, tmp_path):
 
 
 def test_a_path_object_is_a_path(make_trainer, tmp_path):
-    with pytest.raises(ValueError, match="`resume_from_checkpoint` is .*nowhere'.* is no checkpoint folder"):
+    with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is .*nowhere'.* is no checkpoint folder"):
         make_trainer().train(resume_from_checkpoint=tmp_path / "nowhere")
 
 

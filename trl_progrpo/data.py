@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,12 +37,41 @@ def check_prompts(dataset: Any, prompt_column: str, name: str) -> None:
         raise ValueError(
             f"`{name}` has a column {taken!r}, the name under which reward functions get something else; rename it."
         )
-    prompts = dataset[prompt_column] if isinstance(dataset, Dataset) else [row[prompt_column] for row in dataset]
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(_column(dataset, prompt_column)):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
                 f"`{name}` row {index} has {prompt!r} in column {prompt_column!r}; every prompt must be a non-empty string."
             )
+
+
+def _column(dataset: Any, name: str) -> Sequence[Any]:
+    return dataset[name] if isinstance(dataset, Dataset) else [row[name] for row in dataset]
+
+
+def distinct_prompts(datasets: Iterable[Any], prompt_column: str) -> list[str]:
+    """The prompts of all datasets, each once, in the order of their first appearance; `None` is no dataset."""
+    given = (dataset for dataset in datasets if dataset is not None)
+    return list(dict.fromkeys(prompt for dataset in given for prompt in _column(dataset, prompt_column)))
+
+
+def warn_about_long_prompts(prompts: Sequence[str], limit: int | None, count_tokens: Callable[[str], int]) -> None:
+    """
+    One warning if any prompt has more tokens than the model reads; they are trained on all the same.
+
+    Args:
+        prompts (`Sequence[str]`): distinct prompts.
+        limit (`int`, *optional*): the most tokens that are read; no warning when unset.
+        count_tokens (`Callable`): tokens of a prompt.
+    """
+    lengths = [count_tokens(prompt) for prompt in prompts] if limit is not None else []
+    longer = [length for length in lengths if length > limit]
+    if longer:
+        warnings.warn(
+            f"{len(longer)} of {len(prompts)} prompts have more than the {limit} tokens that the text encoder reads (the "
+            f"longest has {max(longer)}), and what is beyond has no effect on the images; shorten them, or raise "
+            "`max_sequence_length` if the model takes more. Prompts that differ only there stay separate groups.",
+            stacklevel=3,
+        )
 
 
 def check_size(num_prompts: int, prompts_per_rollout: int) -> None:

@@ -106,7 +106,8 @@ def loading_code(trainer: ProGRPOTrainer, output_dir: str) -> str:
     absent = [
         component
         for component in family.optional_components
-        if getattr(family.pipeline, component, None) is None and component not in family.pipeline._optional_components
+        if getattr(family.pipeline, component, None) is None
+        and component not in (*family.pipeline._optional_components, *trainer.prompt_cache.dropped)
     ]
     dtype = str(family.dtype)
     if dtype != "torch.float32":

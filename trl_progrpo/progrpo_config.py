@@ -25,6 +25,8 @@ class ProGRPOConfig(BaseConfig):
     The arithmetic of one rollout on one device: `per_device_train_batch_size * steps_per_generation` trajectories are
     trained, which is `.../ num_generations` prompts; each prompt starts `num_expansions` trajectories.
 
+    `torch_compile` compiles the denoiser in place, for rollout and update alike.
+
     > Parameters of the model
 
     Parameters:
@@ -34,10 +36,17 @@ class ProGRPOConfig(BaseConfig):
             Image size in pixels; the pipeline's default when unset.
         max_sequence_length (`int`, *optional*):
             Token limit of the long text encoder of families that have one; the family's default when unset.
+        prompt_cache_dir (`str`, *optional*):
+            Folder for encoded prompts, one file each, that later runs and other processes use too. Unset: CPU memory.
+            Either way a prompt is encoded once a run, by itself.
+        drop_text_encoders (`bool`, *optional*, defaults to `False`):
+            Encode the prompts of all datasets before training, then remove the text encoders from memory. Other prompts
+            are refused from then on.
 
-        vae_slicing, vae_tiling (`bool`, *optional*, defaults to `False`):
-            Decode image by image, or tile by tile, to save memory. `torch_compile` compiles the denoiser for
-            rollout and update alike.
+        vae_slicing (`bool`, *optional*, defaults to `False`):
+            Decode one image at a time to save memory.
+        vae_tiling (`bool`, *optional*, defaults to `False`):
+            Decode images tile by tile to save memory.
 
     > Parameters of the data
 
@@ -102,10 +111,11 @@ class ProGRPOConfig(BaseConfig):
         num_iterations (`int`, *optional*, defaults to `1`):
             Passes over each rollout, the μ of GRPO.
         beta (`float`, *optional*, defaults to `0.0`):
-            Weight of the KL to the reference policy (the adapter switched off). Flow-GRPO's KL omits the step size, so
-            its `beta` is `|dt|` times this one.
+            Weight of the KL to the reference policy (the adapter switched off). Flow-GRPO's KL omits the step size: for
+            the same strength, this `beta` is `|dt|` times the one used there.
         epsilon (`float`, *optional*, defaults to `1e-4`):
-            Clip width of the ratio. Small because log-probabilities are means over the latent dimensions.
+            Clip width of the ratio. Small because log-probabilities are means over the latent dimensions. With one
+            optimiser update per rollout the ratio is exactly 1 and nothing is clipped.
         epsilon_high (`float`, *optional*):
             Upper clip width; `epsilon` when unset.
         adv_clip_max (`float`, *optional*, defaults to `5.0`):
@@ -167,6 +177,14 @@ class ProGRPOConfig(BaseConfig):
     )
     max_sequence_length: int | None = field(
         default=None, metadata={"help": "Token limit of the long text encoder, for families that have one."}
+    )
+
+    prompt_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for encoded prompts, for this and later runs; CPU memory if unset."}
+    )
+    drop_text_encoders: bool = field(
+        default=False,
+        metadata={"help": "Encode the prompts of all datasets first, then remove the text encoders from memory."},
     )
 
     vae_slicing: bool = field(default=False, metadata={"help": "Decode one image at a time to save memory."})
@@ -293,6 +311,8 @@ class ProGRPOConfig(BaseConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; use at least 1.")
+        if self.num_inference_steps < 2:
+            raise ValueError("`num_inference_steps` is 1; use at least 2: the last step carries no noise to train on.")
         for name in ("noise_level", "eta", "epsilon", "epsilon_high", "adv_clip_max", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

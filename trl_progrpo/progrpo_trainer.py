@@ -37,13 +37,21 @@ from .adapters import (
 )
 from .advantages import group_advantages, weighted_rewards
 from .callbacks import ProGRPOProgressCallback
-from .data import RolloutSampler, check_prompts, check_size, collate_rows
+from .data import (
+    RolloutSampler,
+    check_prompts,
+    check_size,
+    collate_rows,
+    distinct_prompts,
+    warn_about_long_prompts,
+)
 from .families import family_class, load_pipeline, load_preview_decoder
 from .hub import write_model_card
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
 from .metrics import group_std, prune_metrics
 from .policies import POLICIES
 from .progrpo_config import ProGRPOConfig
+from .prompt_cache import PromptCache
 from .pruning import PRUNING_RULES
 from .rewards import RewardFunc, RewardRunner
 from .sampler import ExpandPruneSampler
@@ -192,6 +200,8 @@ class ProGRPOTrainer(BaseTrainer):
         pipeline.to(self.accelerator.device)
         if self.reference_denoiser is not None:
             self.reference_denoiser.to(self.accelerator.device)
+        self.prompt_cache = PromptCache(self.family, args.prompt_cache_dir)
+        self._prepare_prompts()
         self.preview_decoder = load_preview_decoder(args.preview_decoder, self.accelerator.device)
         self.prompt_sampler: RolloutSampler | None = None
         self.remove_callback(ProgressCallback)
@@ -270,6 +280,23 @@ class ProGRPOTrainer(BaseTrainer):
             # The loop would look for a method that diffusers models do not have.
             args.activation_checkpointing = args.gradient_checkpointing = False
         return reference
+
+    def _prepare_prompts(self) -> None:
+        """Warns of prompts that are too long; encodes all of them if the text encoders are to go."""
+        args = self.args
+        evaluation = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        prompts = distinct_prompts([self.train_dataset, *evaluation], args.prompt_column)
+        if self.is_world_process_zero():
+            warn_about_long_prompts(prompts, self.family.prompt_token_limit, self.family.count_tokens)
+        if not args.drop_text_encoders:
+            return
+        if args.prompt_cache_dir is not None:
+            # With a folder every process encodes its share, and finds that of the others there.
+            share = prompts[self.accelerator.process_index :: self.accelerator.num_processes]
+            self.prompt_cache.encode(share, args.negative_prompt)
+            self.accelerator.wait_for_everyone()
+        self.prompt_cache.encode(prompts, args.negative_prompt)
+        self.prompt_cache.drop_text_encoders()
 
     def _make_sampler(self, policy, num_inference_steps, **kwargs) -> ExpandPruneSampler:
         return ExpandPruneSampler(
@@ -373,9 +400,7 @@ class ProGRPOTrainer(BaseTrainer):
         )
 
     def _encode(self, prompts: Sequence[str]):
-        negative = None if self.args.negative_prompt is None else [self.args.negative_prompt] * len(prompts)
-        with torch.no_grad():
-            return self.family.encode_prompts(prompts, negative)
+        return self.prompt_cache(prompts, self.args.negative_prompt)
 
     def _advantages(self, rollout: Rollout) -> torch.Tensor:
         args, batch_std = self.args, None
@@ -697,6 +722,8 @@ class ProGRPOTrainer(BaseTrainer):
         Raises:
             ValueError: if there is no such checkpoint.
         """
+        if isinstance(resume_from_checkpoint, os.PathLike):
+            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
         if isinstance(resume_from_checkpoint, str) and not os.path.isfile(
             os.path.join(resume_from_checkpoint, "trainer_state.json")
         ):

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -115,6 +115,44 @@ class Family(ABC):
     def encode_prompts(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
         """Conditioning of `P` prompts, with the negative side only when guidance needs it (default: empty prompts)."""
 
+    def stack(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        """
+        Conditionings, each of some prompts, as one of all of them in that order: what `encode_prompts` gives for all at
+        once. Families whose conditioning is as long as its longest prompt pad here.
+        """
+        try:
+            return stack_conditionings(conditionings)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(self).__name__} encodes prompts of different lengths to tensors that do not concatenate "
+                f"({error}); override `stack` and pad there, as ZImageFamily does."
+            ) from error
+
+    @property
+    def text_encoders(self) -> dict[str, torch.nn.Module]:
+        """The pipeline's text encoders by name; nothing but `encode_prompts` uses them."""
+        found = {name: module for name, module in self.pipeline.components.items() if name.startswith("text_encoder")}
+        return {name: module for name, module in found.items() if module is not None}
+
+    @property
+    def prompt_token_limit(self) -> int | None:
+        """Tokens of a prompt beyond which `encode_prompts` cuts it off, in the units of `count_tokens`; `None`: no limit."""
+        return self._longest_tokenizer()[1]
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt for the encoder that takes the most, template and special tokens included."""
+        return len(self._longest_tokenizer()[0](prompt, verbose=False).input_ids)
+
+    def _longest_tokenizer(self) -> tuple[Any, int | None]:
+        """The tokenizer of the encoder that takes the most tokens, and their number."""
+        limits = []
+        for name, tokenizer in self.pipeline.components.items():
+            if name.startswith("tokenizer") and tokenizer is not None:
+                is_clip = type(tokenizer).__name__.startswith("CLIP")
+                limit = tokenizer.model_max_length if is_clip else self.max_sequence_length
+                limits.append((tokenizer, limit))
+        return max(limits, key=lambda pair: pair[1] or 0, default=(None, None))
+
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, ...]:
@@ -180,6 +218,40 @@ class Family(ABC):
     def spatial_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as `(B, channels, h, w)`, for decoders; families with packed latents unpack them here."""
         return latents
+
+    def pipeline_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """What `pipeline(..., output_type="latent")` gives when its last latents are `latents` `(B, *latent_shape)`."""
+        return latents
+
+
+def stack_conditionings(
+    conditionings: Sequence[Conditioning], join: Callable[[list[torch.Tensor]], torch.Tensor] = torch.cat
+) -> Conditioning:
+    """One conditioning of the prompts of all, whose tensors of each name and side are put together by `join`."""
+
+    def joined(sides):
+        return {name: join([side[name] for side in sides]) for name in sides[0]}
+
+    positive = joined([conditioning.positive for conditioning in conditionings])
+    if conditionings[0].negative is None:
+        return Conditioning(positive)
+    return Conditioning(positive, joined([conditioning.negative for conditioning in conditionings]))
+
+
+def pad_and_cat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors `(P, L, ...)` of different `L`, filled up with zeros at the end of `L` and concatenated; `(P,)` as they are."""
+    if tensors[0].ndim == 1:
+        return torch.cat(list(tensors))
+    length = max(tensor.shape[1] for tensor in tensors)
+    padding = (0, 0) * (tensors[0].ndim - 2)
+    return torch.cat([torch.nn.functional.pad(t, (*padding, 0, length - t.shape[1])) for t in tensors])
+
+
+def chat_tokens(tokenizer: Any, prompt: str, **options: Any) -> int:
+    """Tokens of a prompt in the chat template of its tokenizer, with the beginning of the answer."""
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    return len(tokenizer(text, verbose=False).input_ids)
 
 
 def to_unit_range(images: torch.Tensor) -> torch.Tensor:

@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from ..types import Conditioning, Schedule
 from .base import Family, register_family, to_unit_range
+from .flow_schedule import linear_flow_schedule, resolution_shift
 
 
 class DistilledGuidanceMixin:
@@ -113,16 +112,7 @@ class FluxFamily(DistilledGuidanceMixin, Family):
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
         scheduler = self.pipeline.scheduler
-        mu = calculate_shift(
-            self.latent_shape[0],
-            scheduler.config.get("base_image_seq_len", 256),
-            scheduler.config.get("max_image_seq_len", 4096),
-            scheduler.config.get("base_shift", 0.5),
-            scheduler.config.get("max_shift", 1.15),
-        )
-        # Without dynamic shifting (schnell) the scheduler ignores `mu`.
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps), mu=mu)
-        return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        return linear_flow_schedule(scheduler, num_inference_steps, resolution_shift(scheduler, self.latent_shape[0]))
 
     def denoise(self, denoiser, latents, timestep, tensors):
         placement = {"device": latents.device, "dtype": latents.dtype}

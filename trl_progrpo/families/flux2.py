@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 
 from ..types import Conditioning, Schedule
-from .base import Family, register_family, to_unit_range
+from .base import Family, chat_tokens, register_family, to_unit_range
+from .flow_schedule import linear_flow_schedule
 from .flux import DistilledGuidanceMixin
 
 
@@ -48,11 +48,9 @@ class _Flux2Base(Family):
         return {"prompt_embeds": embeds}
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
-        scheduler = self.pipeline.scheduler
         _, height, width = self.latent_shape
         mu = compute_empirical_mu(image_seq_len=height * width, num_steps=num_inference_steps)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps), mu=mu)
-        return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        return linear_flow_schedule(self.pipeline.scheduler, num_inference_steps, mu)
 
     def guidance(self, latents: torch.Tensor) -> torch.Tensor | None:
         """The transformer's `guidance` input `(B,)` for latents of `B` rows, `None` if it has none."""
@@ -75,12 +73,16 @@ class _Flux2Base(Family):
     def spatial_latents(self, latents: torch.Tensor) -> torch.Tensor:
         return self.pipeline._unpatchify_latents(latents)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def denormalised_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `(B, channels, h, w)` as the VAE takes them, without patches, of latents `(B, *latent_shape)`."""
         vae = self.pipeline.vae
         mean = vae.bn.running_mean.view(1, -1, 1, 1)
         std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
-        latents = self.spatial_latents(latents.to(vae.dtype) * std.to(vae.dtype) + mean.to(vae.dtype))
-        return to_unit_range(vae.decode(latents, return_dict=False)[0])
+        return self.spatial_latents(latents * std.to(latents) + mean.to(latents))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        vae = self.pipeline.vae
+        return to_unit_range(vae.decode(self.denormalised_latents(latents.to(vae.dtype)), return_dict=False)[0])
 
 
 @register_family
@@ -115,9 +117,25 @@ class Flux2KleinFamily(_Flux2Base):
             return Conditioning(self.embed(prompts))
         return Conditioning(self.embed(prompts), self.embed(negative_prompts or [""] * len(prompts)))
 
+    def count_tokens(self, prompt: str) -> int:
+        return chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=False)
+
+    def pipeline_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.denormalised_latents(latents)
+
 
 @register_family
 class Flux2Family(DistilledGuidanceMixin, _Flux2Base):
     """[`~diffusers.Flux2Pipeline`]: FLUX.2-dev, whose guidance is distilled; prompts are not upsampled."""
 
     pipeline_classes = ("Flux2Pipeline",)
+
+    def count_tokens(self, prompt: str) -> int:
+        (messages,) = format_input(prompts=[prompt], system_message=self.pipeline.system_message)
+        encoded = self.pipeline.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
+        ids = encoded["input_ids"]
+        # A processor answers in batches, a tokenizer does not.
+        return len(ids[0] if isinstance(ids[0], list) else ids)
+
+    def pipeline_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.pipeline._pack_latents(latents)

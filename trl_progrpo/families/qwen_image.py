@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
 from ..types import Conditioning, Schedule
-from .base import Family, register_family, to_unit_range
+from .base import Family, pad_and_cat, register_family, stack_conditionings, to_unit_range
+from .flow_schedule import linear_flow_schedule, resolution_shift
 
 
 @register_family
@@ -66,41 +65,35 @@ class QwenImageFamily(Family):
         return (self.height // self.size_multiple, self.width // self.size_multiple)
 
     def encode_prompts(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
-        sides = [self._embed(prompts)]
-        if self.do_classifier_free_guidance:
-            sides.append(self._embed(negative_prompts or [self.default_negative_prompt] * len(prompts)))
-        length = max(embeds.shape[1] for embeds, _ in sides)
-        tensors = [
-            {
-                "prompt_embeds": torch.nn.functional.pad(embeds, (0, 0, 0, length - embeds.shape[1])),
-                "prompt_embeds_mask": torch.nn.functional.pad(mask, (0, length - mask.shape[1])),
-            }
-            for embeds, mask in sides
-        ]
-        if all(side["prompt_embeds_mask"].all() for side in tensors):
-            # Like the pipeline: attention kernels without a mask are faster.
-            tensors = [{"prompt_embeds": side["prompt_embeds"]} for side in tensors]
-        return Conditioning(*tensors)
+        positive = self._embed(prompts)
+        if not self.do_classifier_free_guidance:
+            return _without_needless_mask(Conditioning(positive))
+        negative = self._embed(negative_prompts or [self.default_negative_prompt] * len(prompts))
+        # In one batch for the padding, then apart again.
+        both = {name: pad_and_cat([positive[name], negative[name]]).chunk(2) for name in positive}
+        sides = ({name: tensors[i] for name, tensors in both.items()} for i in range(2))
+        return _without_needless_mask(Conditioning(*sides))
 
-    def _embed(self, prompts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Embeddings `(P, L, D)` and mask `(P, L)`, true for tokens."""
         embeds, mask = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.device, max_sequence_length=self.max_sequence_length
         )
         mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
-        return embeds.to(self.dtype), mask.bool()
+        return {"prompt_embeds": embeds.to(self.dtype), "prompt_embeds_mask": mask.bool()}
+
+    def stack(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        masked = [_with_mask(conditioning) for conditioning in conditionings]
+        return _without_needless_mask(stack_conditionings(masked, pad_and_cat))
+
+    def count_tokens(self, prompt: str) -> int:
+        # The end of the template behind the prompt counts, its beginning is cut off by the pipeline.
+        text = self.pipeline.prompt_template_encode.format(prompt)
+        return len(self.pipeline.tokenizer(text).input_ids) - self.pipeline.prompt_template_encode_start_idx
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
         scheduler = self.pipeline.scheduler
-        mu = calculate_shift(
-            self.latent_shape[0],
-            scheduler.config.get("base_image_seq_len", 256),
-            scheduler.config.get("max_image_seq_len", 4096),
-            scheduler.config.get("base_shift", 0.5),
-            scheduler.config.get("max_shift", 1.15),
-        )
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps), mu=mu)
-        return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        return linear_flow_schedule(scheduler, num_inference_steps, resolution_shift(scheduler, self.latent_shape[0]))
 
     def denoise(self, denoiser, latents, timestep, tensors):
         return denoiser(
@@ -127,3 +120,22 @@ class QwenImageFamily(Family):
         mean, std = (latents.new_tensor(vae.config[name]).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
         # The VAE is one for videos; an image is a video of one frame.
         return to_unit_range(vae.decode((latents * std + mean)[:, :, None], return_dict=False)[0][:, :, 0])
+
+
+def _with_mask(conditioning: Conditioning) -> Conditioning:
+    """The conditioning with the mask that [`_without_needless_mask`] may have left out."""
+
+    def add(side):
+        embeds = side["prompt_embeds"]
+        everything = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        return {"prompt_embeds_mask": everything, **side}
+
+    return Conditioning(add(conditioning.positive), conditioning.negative and add(conditioning.negative))
+
+
+def _without_needless_mask(conditioning: Conditioning) -> Conditioning:
+    """Like the pipeline: no mask where all prompts are equally long, for attention kernels without one are faster."""
+    sides = [side for side in (conditioning.positive, conditioning.negative) if side is not None]
+    if not all(side["prompt_embeds_mask"].all() for side in sides):
+        return conditioning
+    return Conditioning(*({"prompt_embeds": side["prompt_embeds"]} for side in sides))

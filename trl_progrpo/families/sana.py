@@ -74,6 +74,10 @@ class SanaFamily(Family):
             *({"prompt_embeds": embeds.to(self.dtype), "prompt_attention_mask": mask} for embeds, mask in sides)
         )
 
+    def count_tokens(self, prompt: str) -> int:
+        # The pipeline counts the first token of the instruction and that of the prompt.
+        return super().count_tokens(prompt) + 1
+
     def make_schedule(self, num_inference_steps: int) -> Schedule:
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(num_inference_steps)

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
 from ..types import Conditioning, Schedule
 from .base import Family, register_family, to_unit_range
+from .flow_schedule import resolution_shift
 
 
 @register_family
@@ -73,13 +73,7 @@ class StableDiffusion3Family(Family):
         if scheduler.config.get("use_dynamic_shifting"):
             _, height, width = self.latent_shape
             patch = self.denoiser.config.patch_size
-            mu = calculate_shift(
-                (height // patch) * (width // patch),
-                scheduler.config.get("base_image_seq_len", 256),
-                scheduler.config.get("max_image_seq_len", 4096),
-                scheduler.config.get("base_shift", 0.5),
-                scheduler.config.get("max_shift", 1.16),
-            )
+            mu = resolution_shift(scheduler, (height // patch) * (width // patch), max_shift=1.16)
         scheduler.set_timesteps(num_inference_steps, mu=mu)
         return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
 

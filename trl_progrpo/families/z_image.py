@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
+from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Conditioning, Schedule
-from .base import Family, register_family, to_unit_range
+from .base import Family, chat_tokens, pad_and_cat, register_family, stack_conditionings, to_unit_range
+from .flow_schedule import resolution_shift
 
 
 @register_family
@@ -66,16 +67,16 @@ class ZImageFamily(Family):
         sides = zip(embeds.split(len(prompts)), lengths.split(len(prompts)))
         return Conditioning(*({"prompt_embeds": embeds, "prompt_lengths": lengths} for embeds, lengths in sides))
 
+    def stack(self, conditionings: Sequence[Conditioning]) -> Conditioning:
+        return stack_conditionings(conditionings, pad_and_cat)
+
+    def count_tokens(self, prompt: str) -> int:
+        return chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=True)
+
     def make_schedule(self, num_inference_steps: int) -> Schedule:
         scheduler = self.pipeline.scheduler
         _, height, width = self.latent_shape
-        mu = calculate_shift(
-            (height // 2) * (width // 2),
-            scheduler.config.get("base_image_seq_len", 256),
-            scheduler.config.get("max_image_seq_len", 4096),
-            scheduler.config.get("base_shift", 0.5),
-            scheduler.config.get("max_shift", 1.15),
-        )
+        mu = resolution_shift(scheduler, (height // 2) * (width // 2))
         # Without dynamic shifting the scheduler ignores `mu`.
         scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_inference_steps), mu=mu)
         return Schedule.flow(scheduler.timesteps, scheduler.sigmas)

@@ -92,16 +92,14 @@ def _accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
 def _checked(name: str, values: Any, expected: int) -> list[float]:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().tolist()
-    try:
-        count = len(values)
-    except TypeError:
+    returned = None
+    if isinstance(values, (str, dict)) or not hasattr(values, "__len__"):
+        returned = type(values).__name__
+    elif len(values) != expected:
+        returned = f"{len(values)} values"
+    if returned is not None:
         raise ValueError(
-            f"reward function `{name}` returned {type(values).__name__} for {expected} images; return a list with one "
-            "number (or None) per image."
-        ) from None
-    if count != expected or isinstance(values, (str, dict)):
-        raise ValueError(
-            f"reward function `{name}` returned {count} values for {expected} images; return a list with one number "
+            f"reward function `{name}` returned {returned} for {expected} images; return a list with one number "
             "(or None) per image."
         )
     checked = []

@@ -390,10 +390,24 @@ def make_preview_decoder() -> AutoencoderTiny:
     )
 
 
+def imperfect_latents(latents: torch.Tensor, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """
+    Latents like those of a denoiser's mistakes and unfinished drafts: of the chosen rows, half have some of their
+    patches taken from other scenes, and all have a little noise.
+    """
+    size = len(rows)
+    others = latents[torch.randint(len(latents), (size,), generator=generator)]
+    share = (torch.rand(size, 1, 1, 1, generator=generator) - 0.5).clamp(min=0)
+    foreign = torch.rand(size, 1, LATENT_SIZE // 2, LATENT_SIZE // 2, generator=generator) < share
+    mixed = torch.where(F.interpolate(foreign.float(), scale_factor=2) > 0, others, latents[rows])
+    noise_level = 0.3 * torch.rand(size, 1, 1, 1, generator=generator)
+    return mixed + noise_level * torch.randn(mixed.shape, generator=generator)
+
+
 def train_preview(
     vae: AutoencoderKL, pool: Pool, steps: int, batch_size: int, lr: float, seed: int
 ) -> AutoencoderTiny:
-    """Regress the tiny autoencoder onto the full one: decoder to its images, encoder to its scaled latents."""
+    """Regress the tiny autoencoder onto the full one, on drafts as well, because previews are taken of drafts."""
     preview = seeded(seed, make_preview_decoder).to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     weights = pool.weights(VAE_MIX)
@@ -402,12 +416,11 @@ def train_preview(
     optimizer = torch.optim.Adam(preview.parameters(), lr=lr, betas=(0.9, 0.99))
     for _, log in training_steps("preview", steps, lr, optimizer):
         rows = torch.multinomial(weights, batch_size, replacement=True, generator=generator)
-        images, target = to_model_range(pool.images[rows]), latents[rows]
-        # Previews come from unfinished trajectories, whose latents are not those of any image.
-        blur = 0.2 * torch.rand(batch_size, 1, 1, 1, generator=generator)
-        decoded = preview.decode(target + blur * torch.randn(target.shape, generator=generator)).sample
-        reconstruction = (object_weight(images) * (decoded - images).abs()).mean()
-        encoding = F.mse_loss(preview.encode(images).latents, target)
+        drafts = imperfect_latents(latents, rows, generator)
+        target = decode_latents(vae, drafts)
+        decoded = preview.decode(drafts).sample
+        reconstruction = (object_weight(target) * (decoded - target).abs()).mean()
+        encoding = F.mse_loss(preview.encode(to_model_range(pool.images[rows])).latents, latents[rows])
         optimizer.zero_grad()
         (reconstruction + encoding).backward()
         torch.nn.utils.clip_grad_norm_(preview.parameters(), 1.0)
@@ -517,8 +530,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flow_steps", type=int, default=15_000)
     parser.add_argument("--flow_batch_size", type=int, default=32)
     parser.add_argument("--flow_lr", type=float, default=2e-3)
-    parser.add_argument("--preview_steps", type=int, default=2000)
-    parser.add_argument("--preview_batch_size", type=int, default=64)
+    parser.add_argument("--preview_steps", type=int, default=4000)
+    parser.add_argument("--preview_batch_size", type=int, default=32)
     parser.add_argument("--preview_lr", type=float, default=5e-3)
     parser.add_argument("--eval_size", type=int, default=1024, help="scenes and samples of each reported number")
     return parser.parse_args(argv)

@@ -1,0 +1,147 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+
+from trl_progrpo.metrics import group_std, prune_metrics, random_subset_std, rank_correlation
+from trl_progrpo.types import Conditioning, PruneRecord, Rollout, Schedule
+
+
+def naive_spearman(x, y):
+    """Ranks by counting, ties by the mean of their places, then Pearson's formula; plain Python."""
+
+    def ranks(values):
+        places = sorted(values)
+        return [sum(i for i, v in enumerate(places) if v == value) / places.count(value) for value in values]
+
+    a, b = ranks(x), ranks(y)
+    mean = (len(x) - 1) / 2
+    covariance = sum((p - mean) * (q - mean) for p, q in zip(a, b))
+    return covariance / math.sqrt(sum((p - mean) ** 2 for p in a) * sum((q - mean) ** 2 for q in b))
+
+
+class TestRankCorrelation:
+    @pytest.mark.parametrize("levels", [3, 5, 1000])
+    def test_against_a_naive_one_with_ties(self, levels):
+        generator = torch.Generator().manual_seed(levels)
+        x, y = torch.randint(0, levels, (2, 30, 9), generator=generator).float()
+        expected = torch.tensor([naive_spearman(a, b) for a, b in zip(x.tolist(), y.tolist())], dtype=torch.float64)
+        torch.testing.assert_close(rank_correlation(x, y), expected, rtol=1e-12, atol=1e-12)
+
+    def test_any_monotone_map_gives_one(self):
+        x = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(rank_correlation(x, x.exp()), torch.ones(4, dtype=torch.float64))
+        torch.testing.assert_close(rank_correlation(x, -x.sigmoid()), -torch.ones(4, dtype=torch.float64))
+
+    def test_without_spread_or_with_nan_there_is_none(self):
+        x = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, math.nan], [1.0, 2.0, 3.0]])
+        y = torch.tensor([[1.0, 2.0, 3.0]] * 3)
+        assert rank_correlation(x, y).isnan().tolist() == [True, True, False]
+        assert rank_correlation(y, x).isnan().tolist() == [True, True, False]
+
+    def test_shape(self):
+        assert rank_correlation(torch.randn(2, 3, 5), torch.randn(2, 3, 5)).shape == (2, 3)
+
+
+class TestSpread:
+    rewards = torch.tensor([0.1, 0.9, 0.4, 5.0, 1.0, 3.0, 2.0, 0.0])
+    groups = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
+
+    def test_group_std_is_the_mean_population_deviation(self):
+        expected = (self.rewards[:4].std(correction=0) + self.rewards[4:].std(correction=0)) / 2
+        torch.testing.assert_close(group_std(self.rewards, self.groups), expected)
+        shuffled = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(group_std(self.rewards[shuffled], self.groups[shuffled]), expected)
+
+    def test_constant_groups_have_exactly_none(self):
+        assert group_std(torch.full((12,), 0.1), torch.arange(12) // 6) == 0
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 4])
+    def test_a_random_subset_keeps_the_mean_over_all_subsets(self, size):
+        expected = []
+        for group in (self.rewards[:4], self.rewards[4:]):
+            variances = [group[list(subset)].var(correction=0) for subset in combinations(range(4), size)]
+            expected.append(torch.stack(variances).mean().sqrt())
+        torch.testing.assert_close(random_subset_std(self.rewards, self.groups, size), torch.stack(expected).mean())
+
+    def test_all_of_them_is_no_subset(self):
+        torch.testing.assert_close(
+            random_subset_std(self.rewards[:4], self.groups[:4], 4), group_std(self.rewards[:4], self.groups[:4])
+        )
+
+    def test_rows_without_a_reward_are_left_out(self):
+        rewards = torch.cat([self.rewards, torch.full((3,), math.nan), torch.tensor([math.nan])])
+        groups = torch.cat([self.groups, torch.tensor([9, 9, 9, 0])])
+        torch.testing.assert_close(group_std(rewards, groups), group_std(self.rewards, self.groups))
+        torch.testing.assert_close(
+            random_subset_std(rewards, groups, 3), random_subset_std(self.rewards, self.groups, 3)
+        )
+        assert group_std(rewards[8:11], groups[8:11]).isnan()
+        assert random_subset_std(rewards[8:11], groups[8:11], 2).isnan()
+
+
+def make_rollout(records, prompt_index, member, rewards, steps=4):
+    rows = len(rewards)
+    return Rollout(
+        prompt_index=torch.tensor(prompt_index),
+        member=torch.tensor(member),
+        latents=torch.zeros(rows, 2, 1),
+        step_indices=(0,),
+        log_probs=torch.zeros(rows, 1),
+        rewards=torch.tensor(rewards),
+        rewards_per_func=torch.tensor(rewards)[:, None],
+        conditioning=Conditioning({"embeds": torch.zeros(2, 1)}),
+        schedule=Schedule.flow(torch.arange(steps).flip(0), torch.linspace(1, 0, steps + 1)),
+        prune_records=tuple(records),
+    )
+
+
+class TestPruneMetrics:
+    def test_one_checkpoint_by_hand(self):
+        previews = torch.tensor([0.0, 1.0, 2.0, 9.0, 4.0, 4.0, 1.0, 0.0])
+        kept = torch.tensor([True, False, True, True, True, False, True, True])
+        prompts, members = torch.tensor([0] * 4 + [1] * 4), torch.tensor([0, 1, 2, 3] * 2)
+        record = PruneRecord(2, prompts, members, previews, kept)
+        # The survivors' previews are 0 2 9 and 4 1 0: the final rewards agree in the first group and not in the second.
+        rollout = make_rollout([record], [0, 0, 0, 1, 1, 1], [0, 2, 3, 0, 2, 3], [1.0, 2.0, 3.0, 1.0, 3.0, 2.0])
+        metrics = prune_metrics(rollout)
+        second = naive_spearman([4, 1, 0], [1, 3, 2])
+        assert metrics["prune/step_2/rank_corr"] == pytest.approx((1.0 + second) / 2)
+        assert metrics["prune/step_2/reward_std_before"] == pytest.approx(group_std(previews, prompts).item())
+        assert metrics["prune/step_2/reward_std_after"] == pytest.approx(
+            group_std(previews[kept], prompts[kept]).item()
+        )
+        assert metrics["prune/step_2/reward_std_random"] == pytest.approx(
+            random_subset_std(previews, prompts, 3).item()
+        )
+        assert len(metrics) == 4
+
+    def test_two_checkpoints_and_a_post_hoc_one(self):
+        first = PruneRecord(
+            1, torch.zeros(5, dtype=torch.int64), torch.arange(5), torch.tensor([5.0, 1.0, 4.0, 0.0, 3.0]),
+            torch.tensor([True, True, True, False, True]),
+        )  # fmt: skip
+        last = PruneRecord(
+            4, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 2, 4]), torch.tensor([1.0, 2.0, 3.0, 4.0]),
+            torch.tensor([True, False, True, True]),
+        )  # fmt: skip
+        metrics = prune_metrics(make_rollout([first, last], [0, 0, 0], [0, 2, 4], [1.0, 3.0, 4.0]))
+        assert metrics["prune/step_1/rank_corr"] == pytest.approx(naive_spearman([5, 4, 3], [1, 3, 4]))
+        assert "prune/step_4/rank_corr" not in metrics
+        assert metrics["prune/step_4/reward_std_after"] == pytest.approx(
+            torch.tensor([1.0, 3, 4]).std(correction=0).item()
+        )
+
+    def test_previews_without_spread_have_no_correlation(self):
+        record = PruneRecord(
+            0, torch.zeros(3, dtype=torch.int64), torch.arange(3), torch.ones(3), torch.ones(3).bool()
+        )
+        metrics = prune_metrics(make_rollout([record], [0, 0, 0], [0, 1, 2], [1.0, 2.0, 3.0]))
+        assert "prune/step_0/rank_corr" not in metrics
+        assert metrics["prune/step_0/reward_std_before"] == 0
+
+    def test_no_pruning_no_metrics(self):
+        assert prune_metrics(make_rollout([], [0, 0], [0, 1], [1.0, 2.0])) == {}
