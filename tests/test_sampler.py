@@ -222,15 +222,14 @@ class TestPruning:
         self, make_sampler, make_family, batch_size, guidance
     ):
         family = make_family(guidance_scale=guidance)
-        full = run(make_sampler(family, num_generations=9, rollout_batch_size=batch_size))
-        pruned = run(
-            make_sampler(
-                family, num_expansions=9, prune_steps=[1, 2], prune_sizes=[6, 4], rollout_batch_size=batch_size
-            )
+        full = run(make_sampler(family, num_generations=8, rollout_batch_size=batch_size), PROMPTS[:2])
+        sampler = make_sampler(
+            family, num_expansions=8, prune_steps=[1, 2], prune_sizes=[6, 4], rollout_batch_size=batch_size
         )
+        pruned = run(sampler, PROMPTS[:2])
         rows = rows_by_member(full)
         same = full.select(torch.tensor([rows[pair] for pair in rows_by_member(pruned)]))
-        assert len(pruned) == 12
+        assert len(pruned) == 8
         if batch_size == 1:
             assert_same_rollout(pruned, same)
         for name in ("latents", "log_probs", "images", "rewards"):

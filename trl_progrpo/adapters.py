@@ -123,5 +123,5 @@ def trainable_parameters(denoiser: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Only values that JSON keeps; sets become sorted lists, so the same adapter gives the same file."""
+    """Only values that JSON keeps; sets become sorted lists, so the same adapter gives the same metadata."""
     return {key: sorted(value) if isinstance(value, (set, tuple)) else value for key, value in config.items()}

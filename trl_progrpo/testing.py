@@ -52,6 +52,7 @@ class FamilyReport:
         family (`str`): name of the family's class.
         latents_difference (`float`): final latents, noise-free sampler against `pipeline(...)`.
         image_difference (`float`): final images in [0, 1], likewise.
+        stack_difference (`float`): network output, prompts encoded together against one by one and stacked.
         prompt_effect (`float`): latents with the conditioning of another prompt; if it is as small as the differences
             above, they say nothing about the conditioning.
         normal_difference (`float`): log-probabilities against `torch.distributions.Normal` in float64.
@@ -66,6 +67,7 @@ class FamilyReport:
     family: str
     latents_difference: float = 0.0
     image_difference: float = 0.0
+    stack_difference: float = 0.0
     prompt_effect: float = 0.0
     normal_difference: float = 0.0
     log_prob_difference: float = 0.0
@@ -133,6 +135,7 @@ def check_family(
                 _check_schedule(family, family.make_schedule(steps), steps)
                 _check_parity(family, conditioning, prompts, steps, atol, report)
     steps = max(2, *num_inference_steps)
+    _check_stack(family, conditioning, prompts, atol, report)
     _check_prompts_matter(family, conditioning, prompts, steps, atol, report)
     for name in cls.policies:
         _check_policy(family, POLICIES.get(name)(), conditioning, prompts, steps, atol, report)
@@ -199,6 +202,25 @@ def _check_conditioning(family: Family, prompts: list[str]) -> Conditioning:
     return conditioning
 
 
+@torch.no_grad()
+def _check_stack(family: Family, conditioning: Conditioning, prompts: list[str], atol, report) -> None:
+    """Prompts are encoded one by one in training."""
+    name = type(family).__name__
+    stacked = family.stack([family.encode_prompts([prompt]) for prompt in prompts])
+    _require(len(stacked) == len(prompts), f"`{name}.stack` makes {len(stacked)} prompts of {len(prompts)}.")
+    noise = row_noise(family.latent_shape, 0, 0, range(len(prompts)), [0] * len(prompts), INITIAL_NOISE)
+    latents, timestep = family.init_latents(noise.to(family.device)), family.make_schedule(2).timesteps[0]
+    together, alone = (
+        family.predict(family.denoiser, latents, timestep.to(latents.device), told) for told in (conditioning, stacked)
+    )
+    difference = _record(report, "stack_difference", alone, together)
+    _require(
+        difference <= atol,
+        f"prompts that `{name}.encode_prompts` encodes one by one and `stack` puts together change the network's output by "
+        f"{difference:.3g}.",
+    )
+
+
 def _check_schedule(family: Family, schedule: Schedule, steps: int) -> None:
     name = f"`{type(family).__name__}.make_schedule({steps})`"
     _require(schedule.num_steps == steps, f"{name} has {schedule.num_steps} steps.")
@@ -255,11 +277,13 @@ def _check_parity(family, conditioning, prompts, steps, atol, report) -> None:
         f"`{name}.spatial_latents` gives {tuple(spatial.shape)}; decoders take (B, channels, h, w).",
     )
     expected = _stock(family, prompts, steps, start, "latent")
+    returned = family.pipeline_latents(latents)
     _require(
-        expected.shape == latents.shape,
-        f"`{name}.latent_shape` is {family.latent_shape}, but the pipeline's latents are {tuple(expected.shape)} {where}.",
+        expected.shape == returned.shape,
+        f"`{name}.pipeline_latents` gives {tuple(returned.shape)}, but the pipeline's latents are {tuple(expected.shape)} "
+        f"{where}.",
     )
-    difference = _record(report, "latents_difference", latents, expected)
+    difference = _record(report, "latents_difference", returned, expected)
     _require(
         difference <= atol,
         f"the noise-free sampler's latents differ from `pipeline(...)` by {difference:.3g} {where}.",
@@ -417,7 +441,8 @@ def _noise_free(family, prompts, steps, conditioning=None) -> Rollout:
 
 def _stock(family: Family, prompts, steps, latents, output_type) -> torch.Tensor:
     call = {**family.pipeline_call_kwargs, "num_inference_steps": steps, "output_type": output_type}
-    return family.pipeline(prompt=prompts, latents=latents.clone(), **call).images
+    # A copy of the list: some pipelines write their chat template into the one they are given.
+    return family.pipeline(prompt=list(prompts), latents=latents.clone(), **call).images
 
 
 @contextmanager

@@ -148,7 +148,8 @@ class Family(ABC):
         limits = []
         for name, tokenizer in self.pipeline.components.items():
             if name.startswith("tokenizer") and tokenizer is not None:
-                is_clip = type(tokenizer).__name__.startswith("CLIP")
+                encoder = getattr(self.pipeline, name.replace("tokenizer", "text_encoder"), None) or tokenizer
+                is_clip = type(encoder).__name__.startswith("CLIP")
                 limit = tokenizer.model_max_length if is_clip else self.max_sequence_length
                 limits.append((tokenizer, limit))
         return max(limits, key=lambda pair: pair[1] or 0, default=(None, None))

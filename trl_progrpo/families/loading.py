@@ -40,13 +40,19 @@ def _read_index(model: str, **kwargs: Any) -> dict[str, Any]:
         )
     hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
     try:
-        return DiffusionPipeline.load_config(model, **hub)
+        index = DiffusionPipeline.load_config(model, **hub)
     except (OSError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"`model` {model!r} is neither a folder with a diffusers pipeline nor one that could be read from the Hub "
             f"({reason}); check the name, your connection and your access."
         ) from error
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise ValueError(
+            f"`model` {model!r} has a model_index.json that names no pipeline class; give a folder written by "
+            "`pipeline.save_pretrained`, or a Hub name."
+        )
+    return index
 
 
 def pipeline_class_name(model: str | DiffusionPipeline, **kwargs: Any) -> str:

@@ -318,14 +318,15 @@ def encode_ids(pipe: StableDiffusion3Pipeline, ids: torch.Tensor) -> tuple[torch
 
 
 def train_flow(
-    vae: AutoencoderKL, pool: Pool, steps: int, batch_size: int, lr: float, seed: int, output_dir: Path
-) -> StableDiffusion3Pipeline:
-    """Train denoiser and text encoders together by flow matching on the latents of the pool.
+    pipe: StableDiffusion3Pipeline, pool: Pool, steps: int, batch_size: int, lr: float, seed: int, output_dir: Path
+) -> None:
+    """
+    Train denoiser and text encoders together by flow matching on the latents of the pool, for one cycle of the learning
+    rate.
 
     Eight times on the way the averaged model is judged on a few captions and saved, so that `output_dir` soon holds
     something to look at.
     """
-    pipe = make_pipeline(vae, seed)
     modules = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)
     for module in modules:
         module.train().requires_grad_(True)
@@ -333,7 +334,7 @@ def train_flow(
     optimizer = torch.optim.AdamW(ema.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 
     generator = torch.Generator().manual_seed(seed)
-    latents = scale_latents(vae, encode_images(vae, pool.images))
+    latents = scale_latents(pipe.vae, encode_images(pipe.vae, pool.images))
     ids, empty_ids = token_ids(pipe.tokenizer, pool.captions), token_ids(pipe.tokenizer, [""])
 
     for step, log in training_steps("flow", steps, lr, optimizer):
@@ -348,9 +349,8 @@ def train_flow(
 
         sigma = torch.sigmoid(0.3 + torch.randn(size, generator=generator))
         noise = torch.randn(latents[rows].shape, generator=generator)
-        mixed = torch.lerp(latents[rows], noise, sigma[:, None, None, None])
         velocity = pipe.transformer(
-            hidden_states=mixed,
+            hidden_states=torch.lerp(latents[rows], noise, sigma[:, None, None, None]),
             timestep=sigma * pipe.scheduler.config.num_train_timesteps,
             encoder_hidden_states=sequence,
             pooled_projections=pooled,
@@ -364,15 +364,20 @@ def train_flow(
         log["loss"] = loss.detach() if "loss" not in log else torch.lerp(log["loss"], loss.detach(), 0.005)
         if (step + 1) % max(1, steps // 8) == 0:
             ema.swap()
-            captions = evaluation_captions("train", 128)
-            verdict = verify(sample_images(pipe, captions), captions)
-            log.update(graded=verdict.graded.mean(), strict=verdict.strict.mean())
-            pipe.save_pretrained(output_dir)
+            log.update(judge_and_save(pipe, output_dir))
             ema.swap()
     ema.swap()
     for module in modules:
         module.eval().requires_grad_(False)
-    return pipe
+    pipe.save_pretrained(output_dir)
+
+
+def judge_and_save(pipe: StableDiffusion3Pipeline, output_dir: Path) -> dict[str, float]:
+    """Mean rewards of 128 train captions, and a copy of the pipeline on disk."""
+    captions = evaluation_captions("train", 128)
+    verdict = verify(sample_images(pipe, captions), captions)
+    pipe.save_pretrained(output_dir)
+    return {"graded": verdict.graded.mean(), "strict": verdict.strict.mean()}
 
 
 # ---------------------------------------------------------------- preview decoder
@@ -518,6 +523,7 @@ def report_preview(pipe: StableDiffusion3Pipeline, preview: AutoencoderTiny, siz
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m trl_progrpo.tiny.build", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run, in order")
@@ -527,7 +533,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vae_steps", type=int, default=3000)
     parser.add_argument("--vae_batch_size", type=int, default=32)
     parser.add_argument("--vae_lr", type=float, default=3e-3)
-    parser.add_argument("--flow_steps", type=int, default=15_000)
+    parser.add_argument(
+        "--flow_steps",
+        type=int,
+        nargs="+",
+        default=[15_000, 8_000],
+        help="steps of each cycle of the learning rate; every cycle starts at half the rate of the one before",
+    )
     parser.add_argument("--flow_batch_size", type=int, default=32)
     parser.add_argument("--flow_lr", type=float, default=2e-3)
     parser.add_argument("--preview_steps", type=int, default=4000)
@@ -559,9 +571,10 @@ def run_stage(stage: str, args: argparse.Namespace, pool: Pool | None) -> list[s
         vae.save_pretrained(args.output_dir / "vae")
         return report_vae(vae, args.eval_size, seed=args.seed + 1000)
     if stage == "flow":
-        vae = AutoencoderKL.from_pretrained(args.output_dir / "vae")
-        pipe = train_flow(vae, pool, args.flow_steps, args.flow_batch_size, args.flow_lr, args.seed, args.output_dir)
-        pipe.save_pretrained(args.output_dir)
+        pipe = make_pipeline(AutoencoderKL.from_pretrained(args.output_dir / "vae"), args.seed)
+        for cycle, steps in enumerate(args.flow_steps):
+            lr, seed = args.flow_lr / 2**cycle, args.seed + cycle
+            train_flow(pipe, pool, steps, args.flow_batch_size, lr, seed, args.output_dir)
         return []
     if stage == "preview":
         vae = AutoencoderKL.from_pretrained(args.output_dir / "vae")

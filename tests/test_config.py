@@ -1,0 +1,237 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Defaults, arithmetic, and bad input: one sentence that names field, value and cure, before any weights are read."""
+
+import json
+import re
+from dataclasses import fields
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
+
+
+DATASET = Dataset.from_dict({"prompt": ["a red circle", "two blue squares", "a green triangle"]})
+
+
+def reward(prompts, images, **columns):
+    return [0.0] * len(prompts)
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails the test as soon as weights would be read."""
+    import diffusers
+    import safetensors.torch
+
+    for name in ("DiffusionPipeline", "StableDiffusion3Pipeline", "SD3Transformer2DModel", "AutoencoderTiny"):
+        monkeypatch.setattr(
+            getattr(diffusers, name), "from_pretrained", lambda *args, **kwargs: pytest.fail("weights were read")
+        )
+    monkeypatch.setattr(safetensors.torch, "load_file", lambda *args, **kwargs: pytest.fail("weights were read"))
+
+
+def assert_one_good_sentence(error, *expected):
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.endswith((".", '".'))
+    for text in expected:
+        assert text in message
+    # What is wrong, then what to do.
+    cures = (
+        "use|give|choose|check|start|end at|at least|must be|must fit|return|rename|did you mean|to add|its columns"
+    )
+    assert re.search(rf"[;:,] .*({cures})", message)
+
+
+class TestDefaults:
+    def test_the_default_configuration_can_be_built(self, tmp_path):
+        config = ProGRPOConfig(output_dir=str(tmp_path))
+        assert (config.num_generations, config.num_expansions, config.prompts_per_rollout) == (12, 12, 1)
+
+    def test_the_papers_schedule_can_be_built(self, tmp_path):
+        config = ProGRPOConfig(output_dir=str(tmp_path), num_expansions=48, prune_steps=[5, 7], prune_sizes=[24, 12])
+        assert config.num_inference_steps == 10
+        assert config.micro_steps_per_rollout == 1
+
+    def test_arithmetic_of_a_rollout(self, make_config):
+        config = make_config(
+            per_device_train_batch_size=6, gradient_accumulation_steps=2, steps_per_generation=4, num_generations=4,
+            num_iterations=3,
+        )  # fmt: skip
+        assert config.prompts_per_rollout == 6
+        assert config.micro_steps_per_rollout == 12
+        assert config.rollout_batch_size == 6
+        assert make_config(rollout_batch_size=None).rollout_batch_size == 4
+
+    def test_it_can_be_written_down_and_read_back(self, make_config):
+        config = make_config(model_init_kwargs={"variant": "fp16"})
+        written = json.loads(config.to_json_string())
+        names = ("num_generations", "num_expansions", "prune_steps", "prune_sizes", "noise_level", "epsilon")
+        again = make_config(**{name: written[name] for name in names})
+        assert all(getattr(again, name) == getattr(config, name) for name in names)
+        assert make_config(model_init_kwargs='{"variant": "fp16"}').model_init_kwargs == {"variant": "fp16"}
+
+    def test_every_own_field_has_a_help_text_that_argparse_can_print(self):
+        from trl_progrpo._trl import BaseConfig
+
+        inherited = {f.name for f in fields(BaseConfig)}
+        own = [f for f in fields(ProGRPOConfig) if f.name not in inherited]
+        assert len(own) > 25
+        for f in own:
+            assert f.metadata.get("help", "").strip(), f.name
+            assert f.metadata["help"] % {}, f.name
+            assert re.search(rf"\b{f.name}\b", ProGRPOConfig.__doc__), f.name
+
+    def test_half_precision_is_off_without_an_accelerator_that_has_it(self, tmp_path):
+        assert ProGRPOConfig(output_dir=str(tmp_path)).bf16 == (
+            torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        )
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"num_generations": 1, "num_expansions": 4}, ("`num_generations` is 1", "at least 2")),
+        ({"num_generations": 0}, ("`num_generations` is 0",)),
+        ({"num_expansions": 3}, ("`num_expansions` is 3, below `num_generations` 4",)),
+        ({"prune_steps": [4]}, ("`prune_steps` holds 4", "0 to 3")),
+        ({"prune_steps": [-1]}, ("`prune_steps` holds -1", "0 to 3")),
+        ({"prune_steps": [2, 1], "prune_sizes": [5, 4]}, ("`prune_steps` is [2, 1]", "[1, 2]")),
+        ({"prune_steps": [1, 1], "prune_sizes": [5, 4]}, ("`prune_steps` is [1, 1]",)),
+        ({"prune_steps": [1, 2], "prune_sizes": [4, 5]}, ("`prune_sizes` is [4, 5]", "5 is not below 4")),
+        ({"prune_steps": [1, 2], "prune_sizes": [4, 4]}, ("`prune_sizes` is [4, 4]",)),
+        ({"prune_sizes": [6]}, ("`prune_sizes` is [6] after `num_expansions` 6",)),
+        ({"prune_sizes": [8]}, ("`prune_sizes` is [8] after `num_expansions` 6",)),
+        ({"prune_sizes": [3]}, ("`prune_sizes` ends at 3, below `num_generations` 4",)),
+        ({"prune_sizes": [5, 4]}, ("`prune_steps` has 1 entries and `prune_sizes` 2",)),
+        ({"prune_sizes": None}, ("`prune_steps` has 1 entries and `prune_sizes` 0",)),
+        ({"beta": -0.1}, ("`beta` is -0.1",)),
+        ({"beta": float("nan")}, ("`beta` is nan",)),
+        ({"epsilon": 0.0}, ("`epsilon` is 0.0",)),
+        ({"epsilon_high": -1.0}, ("`epsilon_high` is -1.0",)),
+        ({"noise_level": 0.0}, ("`noise_level` is 0.0",)),
+        ({"noise_level": float("inf")}, ("`noise_level` is inf",)),
+        ({"eta": 0.0}, ("`eta` is 0.0",)),
+        ({"eta": 1.5}, ("`eta` is 1.5",)),
+        ({"adv_clip_max": 0.0}, ("`adv_clip_max` is 0.0",)),
+        ({"learning_rate": -1.0}, ("`learning_rate` is -1.0",)),
+        ({"guidance_scale": 0.5}, ("`guidance_scale` is 0.5",)),
+        ({"num_inference_steps": 0}, ("`num_inference_steps` is 0",)),
+        ({"num_iterations": 0}, ("`num_iterations` is 0",)),
+        ({"rollout_batch_size": 0}, ("`rollout_batch_size` is 0",)),
+        ({"ema_decay": 1.0}, ("`ema_decay` is 1.0",)),
+        ({"step_weighting": float("nan")}, ("`step_weighting` is nan",)),
+        ({"scale_rewards": "groups"}, ("`scale_rewards` is 'groups'", "group, batch, none")),
+        ({"log_prob_reduction": "max"}, ("`log_prob_reduction` is 'max'", "mean, sum")),
+        ({"policy": "flow_sd"}, ("unknown policy 'flow_sd'", "'flow_sde'")),
+        ({"pruning_rule": "ofv"}, ("unknown pruning rule 'ofv'", "'ovf'")),
+        ({"per_device_train_batch_size": 3}, ("`per_device_train_batch_size` 3", "6 trajectories", "`num_generations` 4")),
+        ({"steps_per_generation": 3}, ("`steps_per_generation` is 3", "`gradient_accumulation_steps` 2")),
+        ({"remove_unused_columns": True}, ("`remove_unused_columns` is True",)),
+        ({"label_smoothing_factor": 0.1}, ("`label_smoothing_factor` is 0.1",)),
+        ({"neftune_noise_alpha": 5.0}, ("`neftune_noise_alpha` is 5.0",)),
+        ({"use_liger_kernel": True}, ("`use_liger_kernel` is True",)),
+        ({"auto_find_batch_size": True}, ("`auto_find_batch_size` is True",)),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_bad_value_is_refused(make_config, kwargs, expected):
+    with pytest.raises(ValueError) as error:
+        make_config(**kwargs)
+    assert_one_good_sentence(error, *expected)
+
+
+def test_an_output_folder_that_cannot_be_written(make_config, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ValueError) as error:
+        make_config(output_dir=str(tmp_path / "file" / "out"))
+    assert_one_good_sentence(error, "`output_dir`", str(tmp_path / "file" / "out"), "cannot be written")
+
+
+class TestBeforeAnyWeightsAreRead:
+    @pytest.mark.parametrize(
+        ("kwargs", "expected"),
+        [
+            ({"train_dataset": Dataset.from_dict({"caption": ["a"]})}, ("`train_dataset`", "'prompt'", "caption")),
+            ({"train_dataset": Dataset.from_dict({"prompt": []})}, ("`train_dataset` is empty",)),
+            ({"train_dataset": Dataset.from_dict({"prompt": [1, 2, 3]})}, ("`train_dataset` row 0 has 1",)),
+            ({"train_dataset": DATASET.to_iterable_dataset()}, ("`train_dataset` is IterableDataset",)),
+            ({"train_dataset": DATASET.select([0])}, ("`train_dataset` has 1 prompts", "one rollout takes 2")),
+            ({"eval_dataset": Dataset.from_dict({"prompt": [None]})}, ("`eval_dataset` row 0 has None",)),
+            ({"eval_dataset": {"hard": Dataset.from_dict({"x": ["a"]})}}, ("`eval_dataset['hard']`", "'prompt'")),
+            ({"reward_funcs": "shapess"}, ("unknown reward function 'shapess'", "'shapes'")),
+            ({"reward_funcs": []}, ("`reward_funcs` is empty",)),
+            ({"eval_reward_funcs": "nowhere.to.be.found"}, ("unknown reward function 'nowhere.to.be.found'",)),
+            ({"reward_weights": [1.0, 2.0]}, ("`reward_weights` has 2 entries for 1 reward functions",)),
+            ({"policy": "ddim"}, ("`policy` is 'ddim'", "StableDiffusion3Pipeline", "flow_sde")),
+            ({"peft_config": LoraConfig(lora_dropout=0.1)}, ("`lora_dropout` is 0.1",)),
+        ],
+        ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+    )
+    def test_what_does_not_fit(self, no_weights, make_config, pipeline_path, kwargs, expected):
+        config = {name: kwargs.pop(name) for name in ("policy", "reward_weights") if name in kwargs}
+        defaults = {"model": pipeline_path, "reward_funcs": reward, "train_dataset": DATASET}
+        with pytest.raises(ValueError) as error:
+            ProGRPOTrainer(**{**defaults, **kwargs}, args=make_config(**config))
+        assert_one_good_sentence(error, *expected)
+
+    def make(self, model, make_config):
+        with pytest.raises(ValueError) as error:
+            ProGRPOTrainer(model=model, reward_funcs=reward, args=make_config(), train_dataset=DATASET)
+        return error
+
+    def test_a_folder_that_is_no_pipeline(self, no_weights, make_config, tmp_path):
+        folder = tmp_path / "empty"
+        folder.mkdir()
+        assert_one_good_sentence(self.make(str(folder), make_config), "`model`", str(folder), "model_index.json")
+
+    def test_a_pipeline_class_that_no_family_serves(self, no_weights, make_config, tmp_path):
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "MarigoldDepthPipeline"}))
+        error = self.make(str(tmp_path), make_config)
+        assert_one_good_sentence(error, "`model`", "MarigoldDepthPipeline", "StableDiffusion3Pipeline")
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+    def test_an_index_that_cannot_be_read(self, no_weights, make_config, tmp_path, content):
+        (tmp_path / "model_index.json").write_text(content)
+        assert_one_good_sentence(self.make(str(tmp_path), make_config), "`model`", str(tmp_path))
+
+    @pytest.mark.parametrize("model", ["no-such-owner/no-such-model", "no/such/folder", "shape"])
+    def test_a_name_that_is_nowhere(self, no_weights, make_config, model):
+        assert_one_good_sentence(self.make(model, make_config), "`model`", repr(model))
+
+
+def test_image_sizes_must_fit(make_config, make_pipeline):
+    with pytest.raises(ValueError) as error:
+        ProGRPOTrainer(model=make_pipeline(), reward_funcs=reward, args=make_config(height=9), train_dataset=DATASET)
+    assert_one_good_sentence(error, "`height` is 9", "multiples of 4", "use 8")
+
+
+def test_training_without_a_dataset(make_config, make_pipeline):
+    trainer = ProGRPOTrainer(model=make_pipeline(), reward_funcs=reward, args=make_config())
+    with pytest.raises(ValueError) as error:
+        trainer.train()
+    assert_one_good_sentence(error, "`train_dataset` is None")
+    with pytest.raises(ValueError) as error:
+        trainer.evaluate()
+    assert_one_good_sentence(error, "`eval_dataset` is None")
+
+
+@pytest.mark.parametrize(
+    ("returned", "named"),
+    [
+        ([0.5], "1 values for 12 images"),
+        ([float("nan")] * 12, "nan for image 0"),
+        (["good"] * 12, "'good'"),
+        ({}, "dict"),
+    ],
+)
+def test_a_bad_reward_stops_the_run_with_its_name(make_trainer, returned, named):
+    def mine(prompts, images, **columns):
+        return returned
+
+    with pytest.raises(ValueError) as error:
+        make_trainer(reward_funcs=mine).train()
+    assert_one_good_sentence(error, "reward function `mine`", named)
