@@ -377,7 +377,9 @@ class ProGRPOConfig(BaseConfig):
     def _check_batches(self):
         trained = self.per_device_train_batch_size * self.steps_per_generation
         if self.steps_per_generation % self.gradient_accumulation_steps:
-            above = -(-self.steps_per_generation // self.gradient_accumulation_steps) * self.gradient_accumulation_steps
+            above = (
+                -(-self.steps_per_generation // self.gradient_accumulation_steps) * self.gradient_accumulation_steps
+            )
             raise ValueError(
                 f"`steps_per_generation` is {self.steps_per_generation}, no multiple of `gradient_accumulation_steps` "
                 f"{self.gradient_accumulation_steps}; use e.g. {above}, for an optimiser update may not straddle two rollouts."
