@@ -315,6 +315,14 @@ class TestBookkeeping:
             assert all(visited.count(pair) == 4 for pair in set(visited))
         assert finals[:3] != finals[3:]
 
+    def test_the_sampler_is_told_the_epoch_whatever_wraps_it(self, make_trainer):
+        """On one process accelerate passes it on, too; on several its wrapper hides the sampler."""
+        trainer = make_trainer()
+        trainer.get_train_dataloader()
+        trainer.state.epoch = 2.0
+        trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+        assert trainer.prompt_sampler.epoch == 2
+
     def test_the_same_seed_is_the_same_run(self, make_trainer, adapter_of):
         runs = []
         for seed in (3, 3, 4):

@@ -68,6 +68,12 @@ def test_training_encodes_as_the_stock_pipeline_does(pipe):
     torch.testing.assert_close(ours[1], pooled)
 
 
+def test_both_encoders_are_given_the_ids_they_were_trained_on(pipe):
+    captions = ["a red circle above a white triangle", "four yellow squares"]
+    assert pipe.tokenizer(captions).input_ids == pipe.tokenizer_2(captions).input_ids
+    assert build.make_tokenizer().get_vocab() == build.make_tokenizer().get_vocab()
+
+
 def test_last_of_ten_steps_counts(pipe):
     pipe.scheduler.set_timesteps(10)
     torch.testing.assert_close(pipe.scheduler.sigmas, torch.linspace(1, 0, 11))

@@ -234,9 +234,10 @@ def make_tokenizer() -> CLIPTokenizer:
     )
     bpe.train_from_iterator([" ".join(world.WORDS)], trainer)
     learned = json.loads(bpe.to_str())["model"]
-    vocab = learned["vocab"]
-    for letter in letters:
-        vocab.setdefault(f"{letter}</w>", len(vocab))
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    # The trainer numbers equally frequent tokens in an order that changes from call to call.
+    tokens = sorted({*learned["vocab"], *(f"{letter}</w>" for letter in letters)} - {*special})
+    vocab = {token: number for number, token in enumerate([*special, *tokens])}
     merges = [tuple(merge) for merge in learned["merges"]]
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
     broken = [word for word in world.WORDS if len(tokenizer(word).input_ids) != 3]
@@ -286,14 +287,15 @@ def make_denoiser() -> SD3Transformer2DModel:
 
 def make_pipeline(vae: AutoencoderKL, seed: int) -> StableDiffusion3Pipeline:
     """A stock pipeline around a trained autoencoder, with untrained text encoders and denoiser."""
-    tokenizer, tokenizer_2 = make_tokenizer(), make_tokenizer()
+    # One for both encoders: they are trained on the same ids.
+    tokenizer = make_tokenizer()
     pipe = StableDiffusion3Pipeline(
         vae=vae,
         transformer=seeded(seed, make_denoiser),
         text_encoder=seeded(seed + 1, lambda: make_text_encoder(tokenizer, TEXT_HIDDEN, num_layers=3)),
-        text_encoder_2=seeded(seed + 2, lambda: make_text_encoder(tokenizer_2, TEXT_HIDDEN_2, num_layers=2)),
+        text_encoder_2=seeded(seed + 2, lambda: make_text_encoder(tokenizer, TEXT_HIDDEN_2, num_layers=2)),
         tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
+        tokenizer_2=tokenizer,
         text_encoder_3=None,
         tokenizer_3=None,
         # With the default end at .001 the last of ten steps would change nothing and still cost one evaluation.
@@ -533,13 +535,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vae_steps", type=int, default=3000)
     parser.add_argument("--vae_batch_size", type=int, default=32)
     parser.add_argument("--vae_lr", type=float, default=3e-3)
-    parser.add_argument(
-        "--flow_steps",
-        type=int,
-        nargs="+",
-        default=[15_000, 8_000],
-        help="steps of each cycle of the learning rate; every cycle starts at half the rate of the one before",
-    )
+    parser.add_argument("--flow_steps", type=int, default=15_000)
     parser.add_argument("--flow_batch_size", type=int, default=32)
     parser.add_argument("--flow_lr", type=float, default=2e-3)
     parser.add_argument("--preview_steps", type=int, default=4000)
@@ -572,9 +568,7 @@ def run_stage(stage: str, args: argparse.Namespace, pool: Pool | None) -> list[s
         return report_vae(vae, args.eval_size, seed=args.seed + 1000)
     if stage == "flow":
         pipe = make_pipeline(AutoencoderKL.from_pretrained(args.output_dir / "vae"), args.seed)
-        for cycle, steps in enumerate(args.flow_steps):
-            lr, seed = args.flow_lr / 2**cycle, args.seed + cycle
-            train_flow(pipe, pool, steps, args.flow_batch_size, lr, seed, args.output_dir)
+        train_flow(pipe, pool, args.flow_steps, args.flow_batch_size, args.flow_lr, args.seed, args.output_dir)
         return []
     if stage == "preview":
         vae = AutoencoderKL.from_pretrained(args.output_dir / "vae")
