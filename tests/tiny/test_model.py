@@ -107,7 +107,7 @@ def test_latents_are_standardised(reconstruction):
 def test_base_model_leaves_headroom(pipe):
     captions = build.evaluation_captions("train", 192)
     verdict = verify(build.sample_images(pipe, captions, seed=11), captions)
-    assert 0.27 <= verdict.strict.mean() <= 0.60
+    assert 0.15 <= verdict.strict.mean() <= 0.60
     assert 0.42 <= verdict.graded.mean() <= 0.75
 
 
