@@ -4,7 +4,7 @@ What the shipped model measures (seed 0; `--stages report` prints the lower rows
 
 | | |
 |---|---|
-| autoencoder, scenes reconstructed strictly right | .988 (single 1.000, count .981, pair .982, relation .995) |
+| autoencoder, scenes reconstructed strictly right | .988 (counts .981) |
 | samples, train captions, guidance 1: graded, strict | .554, .247 |
 | samples, train captions, guidance 2: graded, strict | .669, .388 |
 | samples, held-out captions, guidance 1: graded, strict | .547, .243 |
@@ -12,8 +12,8 @@ What the shipped model measures (seed 0; `--stages report` prints the lower rows
 | rank correlation of rewards, preview decoder and autoencoder | .873 |
 | safetensors in all | 6.59 MB |
 
-The stages took 344 s (vae, two threads), 1866 s (flow) and 1036 s (preview, beside other work) on a shared machine with 2 cores, most
-of the time on one of them.
+The stages took 344 s (vae, two threads), 1866 s (flow) and 1036 s (preview, beside other work) on a shared machine with 2
+cores, most of the time on one of them.
 """
 
 from __future__ import annotations
