@@ -72,7 +72,8 @@ def parse_docstring(text: str) -> tuple[str, dict[str, list[tuple[tuple[str, ...
 
 def _entry(names: tuple[str, ...], text: str, own) -> str:
     field = own[names[0]]
-    kind = re.sub(r"\s*\|\s*None", "", str(field.type))
+    # Not `field.type`: transformers' argument parser replaces it on the class, so it depends on what ran before.
+    kind = re.sub(r"\s*\|\s*None", "", ProGRPOConfig.__annotations__[names[0]])
     default = "unset" if field.default is None or field.default is MISSING else f"`{_literal(field.default)}`"
     return f"- {', '.join(f'**`{name}`**' for name in names)} (`{kind}`, default {default}): {text}\n"
 
