@@ -23,7 +23,9 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,8 @@ from .loading import load_pipeline, load_preview_decoder
 from .verifier import verify
 
 
-STAGES = ("vae", "flow", "preview", "report")
+#: Stages in order; those of one group need only what the groups before left, and run side by side.
+STAGES = (("vae",), ("flow", "preview"), ("report",))
 
 LATENT_CHANNELS = 4
 LATENT_SIZE = world.IMAGE_SIZE // 4
@@ -541,9 +544,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(prog="python -m trl_progrpo.tiny.build", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the pipeline")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="stages to run, in order")
+    parser.add_argument("--stages", nargs="+", choices=sum(STAGES, ()), default=sum(STAGES, ()), help="stages to run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2, help="threads torch computes with")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads torch computes with, shared by stages side by side"
+    )
     parser.add_argument("--pool_size", type=int, default=30_000, help="rendered training scenes")
     parser.add_argument("--vae_steps", type=int, default=3000)
     parser.add_argument("--vae_batch_size", type=int, default=32)
@@ -561,33 +566,48 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run the chosen stages; each reads what the stages before it left in `output_dir`."""
     args = parse_args(argv)
-    torch.set_num_threads(args.threads)
-    needs_pool = any(stage in args.stages for stage in ("vae", "flow", "preview"))
-    pool = build_pool(args.pool_size, seed=args.seed) if needs_pool else None
-    lines = []
-    for stage in STAGES:
-        if stage in args.stages:
-            start = time.perf_counter()
-            lines += run_stage(stage, args, pool)
-            lines.append(f"stage {stage}: {time.perf_counter() - start:.0f} s")
-    print("\n".join(lines), flush=True)
+    start, lines = time.perf_counter(), []
+    for group in STAGES:
+        stages = [stage for stage in group if stage in args.stages]
+        threads = max(1, args.threads // max(1, len(stages)))
+        if len(stages) > 1:
+            with ProcessPoolExecutor(len(stages), get_context("spawn")) as processes:
+                running = [processes.submit(run_stage, stage, args, threads) for stage in stages]
+                lines += [line for stage in running for line in stage.result()]
+        else:
+            lines += [line for stage in stages for line in run_stage(stage, args, threads)]
+    print("\n".join([*lines, f"all: {time.perf_counter() - start:.0f} s"]), flush=True)
 
 
-def run_stage(stage: str, args: argparse.Namespace, pool: Pool | None) -> list[str]:
-    """Run one stage and return its lines of the final table."""
-    if stage == "vae":
-        vae = train_vae(pool, args.vae_steps, args.vae_batch_size, args.vae_lr, args.seed)
-        vae.save_pretrained(args.output_dir / "vae")
-        return report_vae(vae, args.eval_size, seed=args.seed + 1000)
-    if stage == "flow":
-        pipe = make_pipeline(AutoencoderKL.from_pretrained(args.output_dir / "vae"), args.seed)
-        train_flow(pipe, pool, args.flow_steps, args.flow_batch_size, args.flow_lr, args.seed, args.output_dir)
-        return []
-    if stage == "preview":
-        vae = AutoencoderKL.from_pretrained(args.output_dir / "vae")
-        preview = train_preview(vae, pool, args.preview_steps, args.preview_batch_size, args.preview_lr, args.seed)
-        preview.save_pretrained(args.output_dir / "preview_decoder")
-        return []
+def run_stage(stage: str, args: argparse.Namespace, threads: int) -> list[str]:
+    """Run one stage on so many threads and return its lines of the final table."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    pool = None if stage == "report" else build_pool(args.pool_size, seed=args.seed)
+    lines = {"vae": vae_stage, "flow": flow_stage, "preview": preview_stage, "report": report_stage}[stage](args, pool)
+    return [*lines, f"stage {stage}: {time.perf_counter() - start:.0f} s"]
+
+
+def vae_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
+    vae = train_vae(pool, args.vae_steps, args.vae_batch_size, args.vae_lr, args.seed)
+    vae.save_pretrained(args.output_dir / "vae")
+    return report_vae(vae, args.eval_size, seed=args.seed + 1000)
+
+
+def flow_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
+    pipe = make_pipeline(AutoencoderKL.from_pretrained(args.output_dir / "vae"), args.seed)
+    train_flow(pipe, pool, args.flow_steps, args.flow_batch_size, args.flow_lr, args.seed, args.output_dir)
+    return []
+
+
+def preview_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
+    vae = AutoencoderKL.from_pretrained(args.output_dir / "vae")
+    preview = train_preview(vae, pool, args.preview_steps, args.preview_batch_size, args.preview_lr, args.seed)
+    preview.save_pretrained(args.output_dir / "preview_decoder")
+    return []
+
+
+def report_stage(args: argparse.Namespace, pool: None) -> list[str]:
     pipe = load_pipeline(args.output_dir)
     preview = load_preview_decoder(args.output_dir / "preview_decoder")
     size_on_disk = sum(path.stat().st_size for path in args.output_dir.rglob("*.safetensors"))
