@@ -1,0 +1,34 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""From a dataset to the prompts of a rollout."""
+
+from .order import RolloutSampler, RolloutStream, check_size, collate_rows
+from .prompts import (
+    LOOKED_AT,
+    RESERVED_COLUMNS,
+    as_prompts,
+    blank_texts,
+    check_prompt,
+    check_prompts,
+    check_stream_options,
+    distinct_prompts,
+    is_stream,
+    warn_about_long_prompts,
+)
+
+
+__all__ = [
+    "LOOKED_AT",
+    "RESERVED_COLUMNS",
+    "RolloutSampler",
+    "RolloutStream",
+    "as_prompts",
+    "blank_texts",
+    "check_prompt",
+    "check_prompts",
+    "check_size",
+    "check_stream_options",
+    "collate_rows",
+    "distinct_prompts",
+    "is_stream",
+    "warn_about_long_prompts",
+]

@@ -1,0 +1,151 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""In which order a run consumes prompts: with an index, or from a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import IterableDataset, Sampler
+
+from ..seeds import derive_seed
+from .prompts import check_prompt
+
+
+STREAM_BUFFER = 1000
+"""Rows of a stream among which the next one is drawn."""
+
+
+def check_size(num_prompts: int, prompts_per_rollout: int) -> None:
+    """
+    Raises:
+        ValueError: if a dataset of `num_prompts` is smaller than one rollout.
+    """
+    if num_prompts < prompts_per_rollout:
+        raise ValueError(
+            f"`train_dataset` has {num_prompts} prompts, but one rollout takes {prompts_per_rollout}; give more prompts, "
+            "or lower `per_device_train_batch_size` or `steps_per_generation`, or raise `num_generations`."
+        )
+
+
+def collate_rows(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """A list of rows as columns of plain Python values; nothing is tensorised, rewards want the values as they are."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+class RolloutSampler(Sampler[int]):
+    """
+    Dataset indices in the order a run consumes them: for each rollout the indices of its prompts, repeated once for
+    every micro-batch that is trained on that rollout.
+
+    Each epoch is a fresh permutation seeded by `(seed, epoch)`, so a resumed run sees the same order. An epoch whose
+    length is no multiple of `prompts_per_rollout` is filled up from the start of its permutation: every prompt is
+    visited and none is dropped.
+
+    Args:
+        num_prompts (`int`): length of the dataset.
+        prompts_per_rollout (`int`): prompts of one rollout over all processes.
+        repeats (`int`): micro-batches per rollout.
+        seed (`int`): the run's data seed.
+        shuffle (`bool`, *optional*, defaults to `True`): keep the dataset's order when `False`.
+
+    Raises:
+        ValueError: if the dataset is smaller than one rollout.
+    """
+
+    def __init__(self, num_prompts: int, prompts_per_rollout: int, repeats: int, seed: int, shuffle: bool = True):
+        check_size(num_prompts, prompts_per_rollout)
+        self.num_prompts = num_prompts
+        self.prompts_per_rollout = prompts_per_rollout
+        self.repeats = repeats
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    @property
+    def rollouts_per_epoch(self) -> int:
+        return -(-self.num_prompts // self.prompts_per_rollout)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rollouts_per_epoch * self.prompts_per_rollout * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        # A tensor: as a list of integers, the order of millions of prompts would take five times the memory.
+        order = torch.arange(self.num_prompts)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+            order = torch.randperm(self.num_prompts, generator=generator)
+        size = self.prompts_per_rollout
+        order = torch.cat([order, order[: self.rollouts_per_epoch * size - self.num_prompts]])
+        for rollout in order.split(size):
+            for _ in range(self.repeats):
+                yield from rollout.tolist()
+
+
+class RolloutStream(IterableDataset):
+    """
+    The rows of a stream in the order a run consumes them; what [`RolloutSampler`] is to a dataset with an index.
+
+    It never ends: one pass over the data follows the other, and a rollout that a pass cannot fill is filled from the next,
+    so every prompt is visited and none is dropped. Each pass is shuffled through a buffer, seeded by the run's seed and the
+    number of the pass; a resumed run sees the same order by skipping what was consumed. Every process reads the whole stream
+    and takes its share, so no row has to travel.
+
+    Args:
+        stream ([`~datasets.IterableDataset`]): the rows.
+        prompt_column (`str`): where the prompts are.
+        prompts_per_rollout (`int`): prompts of one rollout on this process.
+        repeats (`int`): micro-batches per rollout.
+        seed (`int`): the run's data seed.
+        shuffle (`bool`, *optional*, defaults to `True`): keep the stream's order when `False`.
+        process_index (`int`, *optional*, defaults to 0): which share is taken.
+        num_processes (`int`, *optional*, defaults to 1): number of shares.
+
+    Raises:
+        ValueError: while iterating, at a row without a prompt, or after a pass that was smaller than one rollout.
+    """
+
+    def __init__(
+        self,
+        stream: datasets.IterableDataset,
+        prompt_column: str,
+        prompts_per_rollout: int,
+        repeats: int,
+        seed: int,
+        shuffle: bool = True,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.stream = stream.shuffle(seed=derive_seed(seed), buffer_size=STREAM_BUFFER) if shuffle else stream
+        self.prompt_column = prompt_column
+        self.prompts_per_rollout = prompts_per_rollout
+        self.repeats = repeats
+        self.process_index = process_index
+        self.num_processes = num_processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: passes over the data are counted here, for the loop takes an endless stream for a single epoch."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        size, rows = self.prompts_per_rollout, self._rows()
+        first = self.process_index * size
+        while True:
+            rollout = [next(rows) for _ in range(size * self.num_processes)]
+            for _ in range(self.repeats):
+                yield from rollout[first : first + size]
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for epoch in count():
+            self.stream.set_epoch(epoch)
+            passed = 0
+            for row in self.stream:
+                check_prompt(row.get(self.prompt_column), "`train_dataset` holds a row that", self.prompt_column)
+                passed += 1
+                yield row
+            check_size(passed, self.prompts_per_rollout * self.num_processes)
