@@ -1,0 +1,227 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from trl_progrpo.rewards import REWARDS, OcrReward, RewardRunner
+from trl_progrpo.rewards.ocr import text_agreement
+from trl_progrpo.testing import check_reward_func
+
+
+needs_reader = pytest.mark.skipif(
+    not (find_spec("rapidocr") and find_spec("onnxruntime")), reason='needs `pip install "trl-progrpo[ocr]"`'
+)
+
+WORDS = """OPEN coffee Bakery hello WORLD Pizza garden Welcome music SALE
+    Library river Sunday stop Planet Hotel yellow Market dream Exit""".split()
+FONTS = Path(matplotlib.get_data_path()) / "fonts/ttf"
+COLORS = [("#141414", "#f0f0eb"), ("#ffffff", "#1e3ca0"), ("#dc1e1e", "#fae678"), ("#faf0c8", "#3c6e3c")]
+
+
+def render(text, size, font="DejaVuSans.ttf", color=COLORS[0]):
+    """Lines of text in the middle of a square, as large as fits."""
+    image = Image.new("RGB", (size, size), color[1])
+    draw = ImageDraw.Draw(image)
+    for points in range(size // 3, 3, -1):
+        font_of_size = ImageFont.truetype(FONTS / font, points)
+        left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=font_of_size)
+        if max(right - left, bottom - top) <= 0.86 * size:
+            break
+    place = ((size - left - right) / 2, (size - top - bottom) / 2)
+    draw.multiline_text(place, text, font=font_of_size, fill=color[0])
+    return image
+
+
+def noise_images():
+    """Pure noise of single pixels and of coarse patches."""
+    rng = np.random.default_rng(0)
+    for size in (64, 128, 256):
+        for grain in (1, 8):
+            for _ in range(3):
+                pixels = rng.integers(0, 256, (size // grain, size // grain, 3), dtype=np.uint8)
+                yield Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def ocr():
+    return REWARDS.get("ocr").load()
+
+
+@needs_reader
+class TestReading:
+    @pytest.mark.parametrize(("size", "least"), [(64, 18), (128, 20), (256, 20)])
+    def test_rendered_words(self, ocr, size, least):
+        fonts = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf")
+        images = [render(word, size, fonts[i // 5], COLORS[i % 4]) for i, word in enumerate(WORDS)]
+        rewards = ocr([f'a sign that says "{word}"' for word in WORDS], images)
+        assert rewards.count(1.0) >= least, dict(zip(WORDS, rewards))
+
+    def test_noise_is_worth_nothing(self, ocr):
+        images = list(noise_images())
+        for word in ("OPEN", "I", "a line of several words"):
+            assert max(ocr([f'"{word}"'] * len(images), images)) < 0.1
+
+    def test_the_text_of_another_picture(self, ocr):
+        images = [render(word, 128) for word in WORDS]
+        rewards = ocr(["a"] * 20, images, text=[*WORDS[1:], WORDS[0]])
+        assert max(rewards) < 0.5
+        assert np.mean(rewards) < 0.15
+
+    def test_half_a_text_has_part_of_the_reward(self, ocr):
+        images = [render(text, 128) for text in ("HELLO", "HELO", "HE", "HELLO\nTHERE", "HELLO HELLO\nHELLO")]
+        assert ocr(["a"] * 5, images, text=["hello"] * 5) == pytest.approx([1.0, 0.8, 0.4, 0.0, 0.0])
+
+    def test_lines_are_read_from_the_top(self, ocr):
+        assert ocr(["a"], [render("fresh coffee\nand warm bread", 256)], text=["Fresh Coffee and Warm Bread"]) == [1.0]
+
+    def test_large_and_oblong_pictures(self, ocr):
+        wide = Image.new("RGB", (1024, 300), "white")
+        wide.paste(render("Library", 256), (700, 20))
+        assert ocr(["a"] * 2, [wide, wide.rotate(0).resize((1536, 450))], text=["library"] * 2) == [1.0, 1.0]
+        assert ocr(["a"], [Image.new("RGB", (1, 1))], text=["library"]) == [0.0]
+
+    @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1"])
+    def test_other_modes_are_converted(self, ocr, mode):
+        assert ocr(["a"], [render("hello", 128).convert(mode)], text=["hello"]) == [1.0]
+
+    def test_black_text_on_transparent_ground(self, ocr):
+        image = Image.new("RGBA", (128, 128), (0, 0, 0, 0))
+        image.paste((0, 0, 0, 255), mask=render("hello", 128).convert("L").point(lambda value: 255 - value))
+        assert ocr(["a"], [image], text=["hello"]) == [1.0]
+
+    def test_from_several_threads(self, ocr):
+        images = [render(word, 64) for word in WORDS[:8]]
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(ocr.read, images * 2))
+        assert read == [ocr.read(image) for image in images] * 2
+
+    def test_contract(self, ocr):
+        report = check_reward_func("ocr", ['"OPEN"', 'a sign that says "EXIT"'])
+        assert report.deterministic
+        check_reward_func(ocr, ["a", "b", "c"], columns={"text": ["OPEN", None, ""]})
+
+    def test_through_the_runner(self, ocr):
+        import torch
+
+        pixels = torch.from_numpy(np.stack([np.asarray(render(word, 64)) for word in ("stop", "river")]))
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        rewards = RewardRunner("ocr")(["a", "b"], images, {"text": ["stop", None]})
+        assert rewards[0].item() == 1.0
+        assert rewards[1].isnan().all()
+
+
+class Reads(OcrReward):
+    """The reward without a reader: every picture says the same."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text = text
+
+    def load(self):
+        return self
+
+    def read(self, image):
+        return self.text
+
+
+class TestTarget:
+    @pytest.mark.parametrize(
+        ("prompt", "target"),
+        [
+            ('a sign that says "Hello World"', "helloworld"),
+            ("a sign that says “Hello World”", "helloworld"),
+            ("a sign that says 'Hello World'.", "helloworld"),
+            ("a sign that says ‘Hello World’", "helloworld"),
+            ("""the baker's sign says "Joe's" and 'x'""", "joe's"),
+            ("the dogs' sign says 'it's'", "it's"),
+            ('"open" above, "24 h" below', "open24h"),
+            ("'ＯＰＥＮ'", "open"),
+        ],
+    )
+    def test_is_what_the_prompt_has_in_quotes(self, prompt, target):
+        assert Reads(target)([prompt], [None]) == [1.0]
+        assert Reads(target + "!")([prompt], [None]) == pytest.approx([1 - 1 / len(target)])
+
+    def test_is_the_column_where_there_is_one(self):
+        rewards = Reads("open")(['"closed"', "b", "c", "d"], [None] * 4, text=["Open", None, "", "shut"])
+        assert rewards == [1.0, None, None, 0.0]
+
+    @pytest.mark.parametrize("prompt", ["a sign", "the baker's and the butcher's signs", '""', '" "'])
+    def test_missing(self, prompt):
+        with pytest.raises(
+            ValueError, match=r"finds nothing in quotes in the prompt .*; put .* or give .* `text`"
+        ) as error:
+            Reads("")(['"fine"', prompt], [None] * 2)
+        assert "\n" not in str(error.value)
+
+    def test_no_text(self):
+        with pytest.raises(ValueError, match="the dataset column `text` holds 3, a int; give the text"):
+            Reads("")(["a"], [None], text=[3])
+
+
+class TestAgreement:
+    @pytest.mark.parametrize(
+        ("read", "target", "expected"),
+        [
+            ("hello", "hello", 1.0),
+            ("HE LLO", "h e l l o", 1.0),
+            ("hallo", "hello", 0.8),
+            ("hell", "hello", 0.8),
+            ("helloo", "hello", 0.8),
+            ("ehllo", "hello", 0.6),
+            ("", "hello", 0.0),
+            ("xyz", "hello", 0.0),
+            ("hello world", "hello", 0.0),
+            ("hello" * 1000, "hello", 0.0),
+            ("，", ",", 1.0),
+            ("STRASSE", "straße", 1.0),
+            ("你好", "你好", 1.0),
+        ],
+    )
+    def test_values(self, read, target, expected):
+        assert text_agreement(read, target) == pytest.approx(expected)
+
+    def test_against_all_alignments(self):
+        """The distance, against trying out every edit on short texts."""
+        rng = np.random.default_rng(0)
+
+        def distance(a, b):
+            if not a or not b:
+                return len(a) + len(b)
+            best = min(distance(a[1:], b), distance(a, b[1:])) + 1
+            return min(best, distance(a[1:], b[1:]) + (a[0] != b[0]))
+
+        for _ in range(60):
+            read, target = ("".join(rng.choice(list("abc"), n)) for n in (rng.integers(0, 6), rng.integers(1, 5)))
+            assert text_agreement(read, target) == pytest.approx(max(0, 1 - distance(read, target) / len(target)))
+
+    def test_an_empty_target(self):
+        with pytest.raises(ValueError, match="target text is empty; give"):
+            text_agreement("a", " ")
+
+
+@pytest.mark.parametrize("missing", ["rapidocr", "onnxruntime"])
+def test_without_the_reader_a_sentence_says_what_to_install(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ValueError, match="reward `ocr` needs the packages rapidocr and onnxruntime") as error:
+        OcrReward()(['"open"'], [Image.new("RGB", (64, 64))])
+    assert missing in str(error.value)
+    assert 'run `pip install "trl-progrpo[ocr]"`' in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_importing_the_rewards_loads_no_reader_and_no_model():
+    """In a process of its own."""
+    script = "import sys, trl_progrpo.rewards; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"rapidocr", "onnxruntime", "cv2", "scipy", "transformers", "diffusers", "datasets"}
