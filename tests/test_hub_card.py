@@ -1,0 +1,301 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What a model card says, and that it is what was measured."""
+
+import json
+import math
+import re
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from hub_store import card_errors, header_of
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from trl_progrpo.hub import NEVER_PUSHED, push_command, redact
+from trl_progrpo.model_card import facts, name_on_hub
+from trl_progrpo.model_card.header import inherited_license
+
+
+def evaluation(step, mean, error, name="clip", prefix="eval"):
+    return {
+        "step": step,
+        f"{prefix}_num_prompts": 8,
+        f"{prefix}_reward": mean,
+        f"{prefix}_rewards/{name}/mean": mean,
+        f"{prefix}_rewards/{name}/stderr": error,
+    }
+
+
+class TestEvaluationTable:
+    def test_first_and_last(self):
+        history = [evaluation(0, 0.2, 0.03), {"step": 1, "reward": 9.0}, evaluation(5, 9, 9), evaluation(9, 0.5, 0.04)]
+        [row] = facts.evaluation_table(history)
+        assert (row["name"], row["before"], row["after"], row["num_prompts"]) == ("clip", 0.2, 0.5, 8)
+        assert row["gain"] == pytest.approx(0.3)
+        assert row["gain_se"] == pytest.approx(0.05)
+        assert not row["fell"]
+
+    @pytest.mark.parametrize(("after", "fell"), [(0.31, False), (0.29, True), (math.nan, False)])
+    def test_a_fall_is_more_than_two_standard_errors(self, after, fell):
+        [row] = facts.evaluation_table([evaluation(0, 0.5, 0.06), evaluation(3, after, 0.08)])
+        assert row["fell"] is fell
+
+    def test_without_an_evaluation_before_training_there_is_no_gain(self):
+        [row] = facts.evaluation_table([evaluation(4, 0.5, 0.1), evaluation(8, 0.1, 0.1)])
+        assert (row["before"], row["gain"], row["fell"]) == (None, None, False)
+        [row] = facts.evaluation_table([evaluation(0, 0.5, 0.1)])
+        assert (row["before"], row["after"]) == (None, 0.5)
+        assert facts.evaluation_table([{"step": 1, "loss": 0.0}]) == []
+
+    def test_several_sets(self):
+        history = [evaluation(step, value, 0.1, prefix=f"eval_{name}") for step, value, name in
+                   [(0, 0.1, "birds"), (0, 0.2, "cats_2"), (4, 0.3, "birds"), (4, 0.4, "cats_2")]]  # fmt: skip
+        rows = facts.evaluation_table(history)
+        assert [(row["name"], row["before"], row["after"]) for row in rows] == [
+            ("clip (birds)", 0.1, 0.3), ("clip (cats_2)", 0.2, 0.4),
+        ]  # fmt: skip
+
+
+class TestFacts:
+    def test_network_evaluations(self):
+        args = SimpleNamespace(prompts_per_rollout=2, num_inference_steps=10, num_expansions=8, num_generations=4)
+        history = [{"sampling/nfe": 200.0}, {"loss": 0.0}, {"sampling/nfe": 240.0}]
+        nfe = facts.network_evaluations(history, args, nfe_per_row=2)
+        assert nfe == {"measured": 220.0, "unpruned": 320, "plain": 160}
+        assert facts.network_evaluations([{"loss": 0.0}], args, 2) is None
+
+    def test_audited_groups(self):
+        history = [
+            {"audit/step_5/rank_corr": 0.2, "audit/step_5/reward_std_kept": 1.0, "audit/step_12/rank_corr": 0.9},
+            {"audit/step_5/rank_corr": math.nan, "audit/step_5/reward_std_kept": 3.0, "audit/step_5/other": 7.0},
+        ]
+        five, twelve = facts.audit_table(history)
+        assert (five["step"], five["rank_corr"], five["reward_std_kept"]) == (5, 0.2, 2.0)
+        assert (twelve["step"], twelve["rank_corr"]) == (12, 0.9)
+        assert math.isnan(twelve["reward_std_random"])
+
+    def test_compute(self):
+        rows = facts.compute_table([{"time/update": 1.0}, {"time/denoise": 2.0}, {"train_runtime": 4.0}])
+        assert [(row["name"], row["seconds"]) for row in rows] == [
+            ("denoise", 2.0), ("update", 1.0), ("other", 1.0), ("total", 4.0),
+        ]  # fmt: skip
+        assert [row["share"] for row in rows] == [0.5, 0.25, 0.25, 1.0]
+        assert facts.compute_table([{"loss": 0.0}]) == []
+
+    @pytest.mark.parametrize(
+        ("argv", "command"),
+        [
+            (["/somewhere/bin/trl-progrpo", "train", "--seed", "1"], "trl-progrpo train --seed 1"),
+            (["/x/trl_progrpo/cli/__main__.py", "train"], "trl-progrpo train"),
+            (["run.py", "--hub_token", "abc", "--seed", "1"], "python run.py --seed 1"),
+            (["run.py", "--hub-token=abc", "--prompt", "a b"], "python run.py --prompt 'a b'"),
+            (["run.py", "--api_key", "abc"], "python run.py"),
+            (["run.py", str(Path.home() / "data.json")], "python run.py ~/data.json"),
+            ([""], None),
+        ],
+    )
+    def test_command(self, argv, command, monkeypatch):
+        monkeypatch.setattr(sys, "argv", argv)
+        assert facts.reproduction_command() == command
+
+
+def test_redact():
+    text = "hf_abcdefghijklmnopqrstuv http://me:secret@host/x hf_hub_download sesame"
+    assert redact(text, ["sesame", None]) == "*** http://***@host/x hf_hub_download ***"
+
+
+def test_names_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert name_on_hub("user/model-1.5") == "user/model-1.5"
+    for name in (None, "", "shapes", "here", "/no/such/folder", "a b", "./x", "user/model/x"):
+        assert name_on_hub(name) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("license: mit\ntags: [a]", {"license": "mit"}),
+        ("license: other\nlicense_name: own\nlicense_link: LICENSE", None),
+        ("tags: [a]", {}),
+        ("license: [broken", {}),
+    ],
+)
+def test_licence_of_a_local_base(header, expected, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\ntext\n")
+    if expected is None:
+        expected = {"license": "other", "license_name": "own", "license_link": "LICENSE"}
+    assert inherited_license(str(tmp_path)) == expected
+
+
+def test_the_command_names_what_must_be_left_out(tmp_path):
+    for name in ("checkpoint-3/optimizer.pt", "README.md", "images/a.png", "_draft.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    command = push_command("user/x", str(tmp_path), revision="exp/1", private=True)
+    assert command == (
+        f"hf upload user/x {tmp_path} . --exclude 'checkpoint-*' --exclude '_*' --exclude '*.pt' --revision exp/1 --private"
+    )
+    assert "*.bin" in NEVER_PUSHED
+
+
+class TestCard:
+    def card(self, trainer):
+        text = Path(trainer.args.output_dir, "README.md").read_text()
+        assert card_errors(text) == []
+        return text, ModelCard(text).data.to_dict()
+
+    def test_a_held_out_reward_that_fell_is_a_warning(self, make_trainer):
+        trainer = make_trainer(max_steps=1)
+        trainer.train()
+        trainer.state.log_history = [
+            evaluation(0, 0.5, 0.01) | evaluation(0, 0.5, 0.01, name="other"),
+            *trainer.state.log_history,
+            evaluation(1, 0.1, 0.01) | evaluation(1, 0.6, 0.01, name="other"),
+        ]
+        trainer.create_model_card()
+        text, _ = self.card(trainer)
+        assert "| clip | 0.500 ± 0.010 | 0.100 ± 0.010 | -0.400 ± 0.014 |" in text
+        assert "| other | 0.500 ± 0.010 | 0.600 ± 0.010 | +0.100 ± 0.014 |" in text
+        assert re.findall(r"^\*\*(\w+) fell during training", text, re.M) == ["clip"]
+
+    def test_pictures_are_what_the_trainer_makes(self, make_trainer):
+        prompts = ['a "quoted" | piped: prompt', "two\nlines", "- a dash", "<b>bold</b>"]
+        trainer = make_trainer(prompts=prompts, max_steps=1, num_validation_prompts=4, learning_rate=0.05)
+        trainer.train()
+        trainer.save_model()
+        text, header = self.card(trainer)
+        folder = Path(trainer.args.output_dir)
+        for name, adapter in (("after", True), ("before", False)):
+            for index, expected in enumerate(trainer.generate(prompts, adapter=adapter)):
+                with Image.open(folder / f"images/{name}_{index}.png") as image:
+                    shown = torch.tensor(list(image.convert("RGB").getdata())).T.reshape(3, 8, 8)
+                assert torch.equal(shown, (expected * 255).round().long())
+        assert [widget["text"] for widget in header["widget"][:4]] == prompts
+        assert '| a "quoted" \\| piped: prompt | ![before]' in text
+        assert "| two lines |" in text
+        assert "&lt;b>bold" in text
+
+    def test_pictures_follow_the_weights(self, make_trainer):
+        trainer = make_trainer(max_steps=1, num_validation_prompts=1, learning_rate=0.05)
+        trainer.train()
+        sampled = []
+        generate = trainer.generate
+        trainer.generate = lambda *args, **kwargs: sampled.append(kwargs) or generate(*args, **kwargs)
+        trainer.save_model()
+        first = Path(trainer.args.output_dir, "images/after_0.png").read_bytes()
+        trainer.save_model()
+        assert len(sampled) == 2, "before and after, once"
+        with torch.no_grad():
+            for parameter in trainer.family.denoiser.parameters():
+                parameter.add_(0.05 * parameter.requires_grad)
+        trainer.save_model()
+        assert len(sampled) == 3
+        assert Path(trainer.args.output_dir, "images/after_0.png").read_bytes() != first
+
+    @pytest.mark.parametrize("kwargs", [{"num_validation_prompts": 0}, {"max_steps": 0}])
+    def test_no_pictures(self, make_trainer, kwargs):
+        trainer = make_trainer(**{"max_steps": 1, **kwargs})
+        if trainer.args.max_steps:
+            trainer.train()
+        trainer.save_model()
+        text, header = self.card(trainer)
+        assert "widget" not in header
+        assert "Gallery" not in text
+        assert not Path(trainer.args.output_dir, "images").exists()
+
+    def test_out_of_memory_costs_the_pictures_and_no_more(self, make_trainer):
+        trainer = make_trainer(max_steps=1)
+        trainer.train()
+
+        def generate(*args, **kwargs):
+            raise torch.OutOfMemoryError("out of memory")
+
+        trainer.generate = generate
+        with pytest.warns(UserWarning, match=r"no pictures, as sampling them failed \(out of memory\)"):
+            trainer.save_model()
+        assert "widget" not in self.card(trainer)[1]
+        assert Path(trainer.args.output_dir, "pytorch_lora_weights.safetensors").is_file()
+
+    def test_checkpoints_have_a_card_without_pictures(self, make_trainer):
+        trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+        trainer.train()
+        folder = Path(trainer.args.output_dir, "checkpoint-1")
+        assert header_of((folder / "README.md").read_text())["library_name"] == "diffusers"
+        assert not (folder / "images").exists()
+
+    def test_what_is_given_once_stays(self, make_trainer):
+        trainer = make_trainer(max_steps=1)
+        trainer.train()
+        trainer.create_model_card(model_name="A name", dataset_name=["a/b", "c/d"], tags="extra")
+        trainer.save_model()
+        text, header = self.card(trainer)
+        assert "\n# A name\n" in text
+        assert header["datasets"] == ["a/b", "c/d"]
+        assert "extra" in header["tags"]
+
+
+def test_tokens_are_not_written(make_trainer, monkeypatch):
+    secret, base = "hf_secretSecretSecretSecret", "an-unusual-token-for-the-base"
+    monkeypatch.setattr(
+        sys, "argv", ["run.py", "--hub_token", secret, f'--model_init_kwargs={{"token": "{base}"}}', secret]
+    )
+    trainer = make_trainer(max_steps=1, hub_token=secret, model_init_kwargs={"token": base}, report_to="tensorboard")
+    trainer.train()
+    trainer.save_model()
+    written = [path for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in written)
+    for path in written:
+        content = path.read_bytes()
+        assert secret.encode() not in content, path
+        assert base.encode() not in content, path
+    settings = json.loads(Path(trainer.args.output_dir, "training_args.json").read_text())
+    assert settings["model_init_kwargs"] == {"token": "<TOKEN>"}
+    assert trainer.args.model_init_kwargs == {"token": base}
+
+
+class TestFullFineTune:
+    def test_the_whole_pipeline_is_saved_and_checkpoints_hold_the_denoiser(self, make_trainer):
+        trainer = make_trainer(peft_config=None, max_steps=1, save_strategy="steps", save_steps=1)
+        trainer.train()
+        trainer.save_model()
+        out = Path(trainer.args.output_dir)
+        assert (out / "model_index.json").is_file()
+        assert (out / "text_encoder" / "model.safetensors").is_file()
+        assert not (out / "checkpoint-1" / "model_index.json").exists()
+        assert (out / "checkpoint-1" / "transformer" / "config.json").is_file()
+
+    def test_dropped_text_encoders_are_loaded_once_more(self, make_trainer, pipeline_path):
+        trainer = make_trainer(model=pipeline_path, peft_config=None, max_steps=1, drop_text_encoders=True)
+        trainer.train()
+        trainer.save_model()
+        index = json.loads(Path(trainer.args.output_dir, "model_index.json").read_text())
+        assert index["text_encoder"] == ["transformers", "CLIPTextModelWithProjection"]
+        saved, base = (
+            Path(folder, "text_encoder", "model.safetensors").read_bytes()
+            for folder in (trainer.args.output_dir, pipeline_path)
+        )
+        assert saved == base
+        assert trainer.pipeline.text_encoder is None, "and let go again"
+
+    def test_a_pipeline_made_in_memory_cannot_load_them_again(self, make_trainer):
+        trainer = make_trainer(peft_config=None, max_steps=1, drop_text_encoders=True)
+        trainer.train()
+        with pytest.warns(UserWarning, match=r"lacks text_encoder, text_encoder_2: `drop_text_encoders` removed them"):
+            trainer.save_model()
+        assert Path(trainer.args.output_dir, "transformer", "config.json").is_file()
+
+
+def test_a_run_without_pushing_warns_of_nothing(make_trainer):
+    trainer = make_trainer(max_steps=1, eval_dataset=Dataset.from_dict({"prompt": ["a bird"]}))
+    trainer.train()
+    trainer.evaluate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.save_model()
+    assert "nan" not in Path(trainer.args.output_dir, "README.md").read_text().lower()

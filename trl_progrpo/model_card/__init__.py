@@ -1,0 +1,106 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""The model card of a run: what was trained, what came of it, measured and with its errors, and how to load it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..hub import redact
+from .facts import (
+    audit_table,
+    compute_table,
+    describe_device,
+    describe_schedule,
+    evaluation_table,
+    network_evaluations,
+    reproduction_command,
+    training_reward,
+    versions,
+)
+from .header import inherited_license, name_on_hub, widget
+from .loading_code import loading_code
+from .pictures import CardPictures
+
+
+if TYPE_CHECKING:
+    from ..progrpo_trainer import ProGRPOTrainer
+
+
+__all__ = ["CardPictures", "loading_code", "name_on_hub", "write_model_card"]
+
+
+def write_model_card(
+    trainer: ProGRPOTrainer,
+    output_dir: str,
+    model_name: str | None = None,
+    dataset_name: str | Sequence[str] | None = None,
+    tags: str | Sequence[str] | None = None,
+    pictures: bool = True,
+) -> None:
+    """
+    Writes `README.md` into `output_dir`, and into `images/` beside it the pictures it shows.
+
+    Only what the run knows is stated; rewards without an evaluation before training are given without a gain. Tokens are
+    left out wherever they might stand.
+
+    Args:
+        trainer ([`ProGRPOTrainer`]): the run.
+        output_dir (`str`): where to.
+        model_name (`str`, *optional*): the title; that of the repository, or the folder's name when unset.
+        dataset_name (`str` or `list[str]`, *optional*): Hub name of the training prompts.
+        tags (`str` or `list[str]`, *optional*): more tags for the header.
+        pictures (`bool`, *optional*, defaults to `True`): whether to sample and draw any.
+    """
+    from ..plots import prune_group_sizes, prune_table
+
+    args, history = trainer.args, trainer.state.log_history
+    shown = trainer.card_pictures.write(output_dir) if pictures else []
+    base = name_on_hub(trainer.model_name)
+    extra = {tags} if isinstance(tags, str) else set(tags or ())
+    kind = {"lora"} if trainer.use_adapter else set()
+    # The Hub's page for LoRAs of image models: it needs a base to load and pictures to show.
+    kind |= {"template:sd-lora"} if trainer.use_adapter and base and shown else set()
+    token = (args.model_init_kwargs or {}).get("token")
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        base_model=base,
+        base_model_relation=("adapter" if trainer.use_adapter else "finetune") if base else None,
+        tags=sorted({"text-to-image", "diffusers", *trainer._tag_names, *kind, *extra}),
+        datasets=([dataset_name] if isinstance(dataset_name, str) else list(dataset_name or [])) or None,
+        widget=widget(shown) or None,
+        **inherited_license(trainer.model_name, token),
+    )
+    source = trainer.hub_model_id or output_dir
+    card = ModelCard.from_template(
+        data,
+        template_str=files("trl_progrpo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
+        title=model_name or os.path.basename(os.path.abspath(source)),
+        base_model_name=trainer.model_name or "a diffusers pipeline",
+        what="LoRA adapter" if trainer.use_adapter else "fine-tuned pipeline",
+        averaged=trainer.ema is not None,
+        reward_names=trainer.reward_runner.names,
+        evaluation=evaluation_table(history),
+        trained=training_reward(history),
+        pictures=shown,
+        has_curve=pictures and trainer.card_pictures.write_curve(output_dir),
+        schedule=describe_schedule(args),
+        funnel=prune_table(history, prune_group_sizes(args), args.num_inference_steps),
+        audits=audit_table(history),
+        nfe=network_evaluations(history, args, trainer.family.nfe_per_row),
+        compute=compute_table(history),
+        device=describe_device(trainer),
+        command=reproduction_command(),
+        versions=versions(),
+        load=loading_code(trainer, source, args.hub_revision if trainer.hub_model_id else None),
+        steps=trainer.state.global_step,
+        args=args,
+        lora=trainer.family.denoiser.peft_config["default"] if trainer.use_adapter else None,
+    )
+    card.content = redact(card.content, [args.hub_token, token])
+    card.save(os.path.join(output_dir, "README.md"))

@@ -1,0 +1,57 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""The lines that load a result with stock diffusers, for the card and the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..adapters import ADAPTER_FILE
+from ..families.loading import EMBEDDED
+
+
+if TYPE_CHECKING:
+    from ..progrpo_trainer import ProGRPOTrainer
+
+
+def loading_code(trainer: ProGRPOTrainer, source: str, revision: str | None = None) -> str:
+    """
+    The lines that load the result and sample as the run did.
+
+    Args:
+        trainer ([`ProGRPOTrainer`]): the run.
+        source (`str`): folder or Hub name of the result.
+        revision (`str`, *optional*): branch on the Hub.
+    """
+    family = trainer.family
+    imports = ["from diffusers import DiffusionPipeline"]
+    dtype = str(family.dtype)
+    if dtype != "torch.float32":
+        imports.insert(0, "import torch")
+    options = [f"dtype={dtype}"] if dtype != "torch.float32" else []
+    # Stock diffusers wants to hear by name of a component that a checkpoint lacks on purpose.
+    options += [
+        f"{component}=None"
+        for component in family.optional_components
+        if getattr(family.pipeline, component, None) is None
+        and component not in (*family.pipeline._optional_components, *trainer.prompt_cache.dropped)
+    ]
+    at = [f"revision={revision!r}"] if revision else []
+    if trainer.use_adapter:
+        name = trainer.model_name
+        base = repr(name) if name else "path_of_the_base_model"
+        if name in EMBEDDED:
+            imports.append("from trl_progrpo.tiny import model_path")
+            base = "model_path()"
+        # Without a name, the file is looked for on the main branch whatever the revision.
+        adapter = [repr(source), *([f"weight_name={ADAPTER_FILE!r}"] if at else []), *at]
+        lines = [
+            f"pipeline = DiffusionPipeline.from_pretrained({', '.join([base, *options])})",
+            f"pipeline.load_lora_weights({', '.join(adapter)})",
+        ]
+    else:
+        lines = [f"pipeline = DiffusionPipeline.from_pretrained({', '.join([repr(source), *options, *at])})"]
+    steps = trainer.args.eval_num_inference_steps or trainer.args.num_inference_steps
+    call = {"num_inference_steps": steps, **family.pipeline_call_kwargs}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in call.items())
+    lines.append(f"image = pipeline(prompt=prompt, {arguments}).images[0]")
+    return "\n".join([*imports, "", *lines])
