@@ -1,0 +1,331 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What trackers were given is read back from what they wrote."""
+
+import io
+import json
+import math
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from trl_progrpo.monitoring import GroupWatch, TrackerImagesCallback, print_completions
+from trl_progrpo.monitoring.group_plots import (
+    by_reward,
+    histogram_edges,
+    previews_picture,
+    reward_histogram,
+    survivors_picture,
+)
+from trl_progrpo.types import PruneRecord
+from trl_progrpo.validation import distinct_rows, validation_prompts
+
+
+IMAGES = {"images/validation", "images/prune_step_1", "images/reward_histogram"}
+
+
+def quiet_of_pictures(trainer):
+    """Whether nothing was drawn: pictures of the base model are made with the first set."""
+    callbacks = trainer.callback_handler.callbacks
+    [callback] = [callback for callback in callbacks if isinstance(callback, TrackerImagesCallback)]
+    return callback._before is None
+
+
+@pytest.fixture(scope="session")
+def same_as():
+    """A function that tells whether a written picture is the given one, up to nothing."""
+
+    def same(path_or_bytes, image):
+        with Image.open(path_or_bytes) as written:
+            return np.array_equal(np.asarray(written.convert("RGB")), np.asarray(image))
+
+    return same
+
+
+def wandb_history(path):
+    """The rows that were logged to an offline run; its file is LevelDB's log of protocol buffers after 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, record, rows = path.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if left < 7 or kind == 0:
+            position += left
+            continue
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        # Whole, or the last part of one; first and middle parts go on.
+        if kind in (1, 4):
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(record)
+            record = b""
+            if message.WhichOneof("record_type") == "history":
+                items = message.history.item
+                rows.append({i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return rows
+
+
+class TestTensorBoard:
+    @pytest.fixture
+    def read(self):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        def read(folder):
+            events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+            events.Reload()
+            return events
+
+        return read
+
+    def test_scalars_and_pictures_are_read_back(self, make_trainer, read, tmp_path, monkeypatch, same_as):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+        trainer = make_trainer(report_to="tensorboard", max_steps=3, log_images_steps=2)
+        trainer.train()
+        events = read(tmp_path / "tb")
+        tags = events.Tags()
+        assert set(tags["images"]) == IMAGES
+        # Every second step, and the last.
+        assert [event.step for event in events.Images("images/validation")] == [2, 3]
+        logged = {e["step"]: e["reward"] for e in trainer.state.log_history if "reward" in e}
+        read_back = {event.step: event.value for event in events.Scalars("train/reward")}
+        assert read_back == pytest.approx(logged)
+        assert {"train/prune/step_1/reward_std_after", "train/sampling/nfe"} <= set(tags["scalars"])
+        last = events.Images("images/reward_histogram")[-1]
+        assert same_as(io.BytesIO(last.encoded_image_string), reward_histogram(trainer.group_watch.group))
+
+    def test_pictures_before_and_now_differ_after_training_alone(self, make_trainer, read, tmp_path, monkeypatch):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+        sent = {}
+        monkeypatch.setattr(
+            "trl_progrpo.monitoring.trackers.send_images", lambda trackers, images, step: sent.update(images)
+        )
+        # A learning rate that shows, on a single step.
+        trainer = make_trainer(report_to="tensorboard", max_steps=1, learning_rate=0.3)
+        trainer.train()
+        picture = np.asarray(sent["images/validation"]).astype(int)
+        before = trainer.generate(validation_prompts(trainer), adapter=False)
+        assert not torch.equal(before, trainer.generate(validation_prompts(trainer)))
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+    def test_plain_grpo_shows_its_survivors(self, make_trainer, read, tmp_path, monkeypatch):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+        make_trainer(
+            report_to="tensorboard", max_steps=1, num_expansions=None, prune_steps=None, prune_sizes=None,
+            num_validation_prompts=0,
+        ).train()  # fmt: skip
+        assert set(read(tmp_path / "tb").Tags()["images"]) == {"images/survivors", "images/reward_histogram"}
+
+    def test_full_fine_tuning_remembers_its_base(self, make_trainer, read, tmp_path, monkeypatch):
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+        trainer = make_trainer(report_to="tensorboard", max_steps=1, peft_config=None)
+        base = trainer.generate(validation_prompts(trainer))
+        trainer.train()
+        [callback] = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrackerImagesCallback)]
+        assert torch.equal(callback._before, base)
+
+    def test_nothing_is_drawn_without_a_tracker(self, make_trainer):
+        trainer = make_trainer(max_steps=2, log_images_steps=1)
+        trainer.train()
+        assert quiet_of_pictures(trainer)
+
+
+class TestTrackio:
+    @pytest.fixture
+    def trackio(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+        # Read when the module is imported.
+        for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+            monkeypatch.delitem(sys.modules, name)
+        return pytest.importorskip("trackio")
+
+    @pytest.mark.slow
+    def test_scalars_and_pictures_are_read_back_from_one_run(self, make_trainer, trackio, tmp_path, same_as):
+        trainer = make_trainer(
+            report_to="trackio", project="progrpo-test", max_steps=2, log_images_steps=1,
+            eval_dataset=Dataset.from_dict({"prompt": ["a red circle"]}), per_device_eval_batch_size=1,
+        )  # fmt: skip
+        trainer.evaluate()
+        trainer.train()
+        trainer.evaluate()
+        trackio.finish()
+        from trackio.sqlite_storage import SQLiteStorage
+
+        runs = list(trackio.Api().runs("progrpo-test"))
+        assert len(runs) == 1, "the evaluation after training belongs to the same run"
+        rows = SQLiteStorage.get_logs("progrpo-test", runs[0].name)
+        logged = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        assert [row["train/reward"] for row in rows if "train/reward" in row] == pytest.approx(logged)
+        assert sum("eval/reward" in row for row in rows) == 2
+        with_images = [row for row in rows if IMAGES <= set(row)]
+        assert [row["train/global_step"] for row in with_images] == [1, 2]
+        written = list((tmp_path / "trackio").rglob("*.png"))
+        assert len(written) == 2 * len(IMAGES)
+        last = reward_histogram(trainer.group_watch.group)
+        assert sum(same_as(path, last) for path in written) == 1
+
+
+class TestWandb:
+    @pytest.mark.slow
+    def test_an_offline_run_holds_scalars_and_pictures(self, make_trainer, tmp_path, monkeypatch, same_as):
+        wandb = pytest.importorskip("wandb")
+        for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
+            monkeypatch.setenv(name, value)
+        trainer = make_trainer(report_to="wandb", max_steps=2, log_images_steps=1)
+        trainer.train()
+        wandb.finish()
+
+        [file] = tmp_path.rglob("run-*.wandb")
+        rows = wandb_history(file)
+        logged = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+        assert [row["train/reward"] for row in rows if "train/reward" in row] == pytest.approx(logged)
+        pictures = [row for row in rows if {f"{name}.path" for name in IMAGES} <= set(row)]
+        assert [row["train/global_step"] for row in pictures] == [1, 2]
+        folder = file.parent / "files"
+        assert pictures[-1]["images/reward_histogram._type"] == "image-file"
+        last = folder / pictures[-1]["images/reward_histogram.path"]
+        assert same_as(last, reward_histogram(trainer.group_watch.group))
+
+
+class TestGroupWatch:
+    def record(self, step, rewards, kept, prompts):
+        count = len(rewards)
+        return PruneRecord(step, torch.tensor(prompts), torch.arange(count), torch.tensor(rewards), torch.tensor(kept))
+
+    def test_keeps_the_first_group_alone_and_small(self):
+        watch = GroupWatch(max_side=4)
+        images = torch.zeros(4, 3, 8, 16)
+        images[1] = 1.0
+        watch(images, self.record(1, [0.1, 0.9, 0.5, 0.5], [False, True, True, False], [0, 0, 1, 1]))
+        watch(images, self.record(1, [0.5, 0.5, 0.5, 0.5], [True, True, True, True], [2, 2, 3, 3]))
+        [checkpoint] = watch._checkpoints
+        assert checkpoint.images.shape == (2, 3, 2, 4)
+        assert checkpoint.images[:, 0, 0, 0].tolist() == [0, 255]
+        assert checkpoint.rewards.tolist() == pytest.approx([0.1, 0.9])
+        assert checkpoint.kept.tolist() == [False, True]
+
+    def test_a_rollout_that_was_broken_off_leaves_nothing(self):
+        watch = GroupWatch()
+        for step in (1, 2, 1):
+            watch(torch.zeros(2, 3, 4, 4), self.record(step, [0.0, 1.0], [True, False], [0, 0]))
+        assert [checkpoint.step_index for checkpoint in watch._checkpoints] == [1]
+
+    def test_it_sees_what_the_sampler_pruned(self, make_trainer):
+        trainer = make_trainer(prune_sizes=[5], num_expansions=6, max_steps=1)
+        trainer.train()
+        group, rollout = trainer.group_watch.group, trainer.last_rollout
+        first = rollout.prompt_index == 0
+        assert group.prompt == trainer.last_prompts[0]
+        assert group.global_step == 0
+        assert torch.equal(group.rewards, rollout.rewards[first])
+        assert [checkpoint.step_index for checkpoint in group.checkpoints] == [1, 4]
+        for checkpoint, record in zip(group.checkpoints, rollout.prune_records):
+            rows = record.prompt_index == 0
+            assert torch.equal(checkpoint.rewards, record.rewards[rows])
+            assert torch.equal(checkpoint.kept, record.kept[rows])
+        # The last selection is among finished images: its survivors are the group's.
+        last = group.checkpoints[-1]
+        assert torch.equal(last.images[last.kept], group.images)
+
+
+class TestGroupPlots:
+    @pytest.fixture
+    def group(self, make_trainer):
+        trainer = make_trainer(max_steps=1)
+        trainer.train()
+        return trainer.group_watch.group
+
+    def test_pictures_hold_every_tile(self, group):
+        [checkpoint] = group.checkpoints
+        narrow, wide = previews_picture(checkpoint, group, columns=1), previews_picture(checkpoint, group, columns=8)
+        assert narrow.height > 3 * wide.height / 2
+        # 4 kept and 2 pruned below one another: as many rows as the survivors have, and two more.
+        survivors = survivors_picture(group, columns=1)
+        rows = (narrow.height - survivors.height) / (96 + 20 + 8)
+        assert 1.5 < rows < 3.5
+
+    def test_rewards_without_a_value_come_last(self):
+        order = by_reward(torch.tensor([0.1, float("nan"), 0.7, float("-inf")]))
+        assert order.tolist()[:2] == [2, 0]
+        assert set(order.tolist()) == {0, 1, 2, 3}
+
+    @pytest.mark.parametrize(
+        ("rewards", "ends"),
+        [([0.25, 0.5], (0, 1)), ([-1.0, 3.0, math.nan], (-1, 3)), ([5.0, 5.0], (4.5, 5.5)), ([math.nan], (0, 1))],
+    )
+    def test_edges_hold_all_rewards(self, rewards, ends):
+        edges = histogram_edges(rewards)
+        assert (edges[0], edges[-1], len(edges)) == (*ends, 21)
+
+
+class TestCompletions:
+    def printed(self, trainer, count, width=80):
+        from rich.console import Console
+
+        stream = io.StringIO()
+        console = Console(file=stream, width=width, highlight=False)
+        names = trainer.reward_runner.names
+        print_completions(trainer.last_prompts, trainer.last_rollout, names, 7, count, console)
+        return stream.getvalue()
+
+    def test_one_line_per_survivor_from_the_highest_reward_down(self, make_trainer):
+        trainer = make_trainer(max_steps=1)
+        trainer.train()
+        text, rollout = self.printed(trainer, count=6), trainer.last_rollout
+        assert "Step 7" in text
+        assert "redness" in text
+        lines = [line.rsplit(maxsplit=3) for line in text.splitlines() if line.rstrip()[-3:-2] == "."]
+        assert len(lines) == 6
+        first = rollout.rewards[rollout.prompt_index == 0].sort(descending=True).values
+        assert [float(line[-2]) for line in lines[:4]] == pytest.approx(first.tolist(), abs=0.0051)
+        assert [line[-1][0] for line in lines[:4]] == ["+", "+", "-", "-"] or float(lines[0][-1]) >= float(
+            lines[3][-1]
+        )
+        assert all(prompt in text for prompt in trainer.last_prompts[:2])
+
+    def test_brackets_are_no_markup_and_long_prompts_wrap(self, make_trainer):
+        prompts = ["a [red]circle[/red] on a wall " + "very " * 40, *"bcde"]
+        trainer = make_trainer(max_steps=1, prompts=prompts, train_sampling_strategy="sequential")
+        trainer.train()
+        text = self.printed(trainer, count=4)
+        assert "[red]circle[/red]" in text
+        assert max(map(len, text.splitlines())) <= 80
+
+    def test_printed_with_every_log_on_standard_error(self, make_trainer, capsys):
+        trainer = make_trainer(max_steps=2, log_completions=True, num_completions_to_print=1)
+        trainer.train()
+        out, err = capsys.readouterr()
+        assert err.count("Advantage") == 2
+        assert "Advantage" not in out
+        make_trainer(max_steps=1).train()
+        assert "Advantage" not in capsys.readouterr().err
+
+
+class TestValidationPrompts:
+    def test_the_first_different_ones_of_the_evaluation_set(self, make_trainer):
+        held_out = Dataset.from_dict({"prompt": ["x", "x", "y", "z"], "number": [1, 2, 3, 4]})
+        assert validation_prompts(make_trainer(eval_dataset=held_out, num_validation_prompts=2)) == ["x", "y"]
+        assert validation_prompts(make_trainer(eval_dataset={"a": held_out}, num_validation_prompts=9)) == list("xyz")
+        assert validation_prompts(make_trainer(num_validation_prompts=1)) == ["a red circle"]
+        assert validation_prompts(make_trainer(num_validation_prompts=0)) == []
+
+    def test_a_stream_is_read_no_further_than_needed(self):
+        def stream():
+            yield {"prompt": "a"}
+            yield {"prompt": "b"}
+            raise AssertionError("read too far")
+
+        assert [row["prompt"] for row in distinct_rows(stream(), "prompt", 2)] == ["a", "b"]
+        assert distinct_rows(stream(), "prompt", 0) == []
+
+    @pytest.mark.parametrize(
+        "options", [{"num_validation_prompts": -1}, {"log_images_steps": 0}, {"num_completions_to_print": 0}]
+    )
+    def test_bad_numbers_are_refused(self, make_config, options):
+        [name] = options
+        with pytest.raises(ValueError, match=f"`{name}` is"):
+            make_config(**options)

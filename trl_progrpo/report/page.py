@@ -1,0 +1,309 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""From a run to the values that the page shows. Everything is plain text here; the template escapes it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from ..model_card.facts import compute_table, describe_schedule, evaluation_table, network_evaluations
+from ..monitoring.group_plots import histogram_edges
+from ..plots import prune_group_sizes, prune_table
+from .charts import alive_chart, histogram_chart, reward_chart, spread_chart
+from .run_folder import RunFolder
+from .sheets import SMALL, data_uri, read_sheet
+
+
+KEY_SETTINGS = (
+    "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "steps_per_generation",
+    "gradient_accumulation_steps", "num_generations", "num_expansions", "prune_steps", "prune_sizes", "pruning_rule",
+    "preview_decoder", "num_inference_steps", "eval_num_inference_steps", "guidance_scale", "policy", "noise_level", "eta",
+    "sde_window", "sde_window_size", "num_iterations", "beta", "epsilon", "epsilon_high", "loss_type", "step_weighting",
+    "scale_rewards", "reward_weights", "ema_decay", "max_grad_norm", "seed", "bf16", "fp16",
+)  # fmt: skip
+"""Settings that are shown at once, those of them that are set; all others can be unfolded."""
+
+
+def context(run: RunFolder) -> dict[str, Any]:
+    """Everything the template asks for, by name; `None` or empty where the run has nothing to show."""
+    args, history, recorded = run.config, run.log_history, run.recorded
+    evaluation = _evaluation(history)
+    sizes = prune_group_sizes(args) if args else {}
+    table = prune_table(history, sizes, args.num_inference_steps if args else None)
+    return {
+        "title": run.path.name,
+        "lead": _lead(run),
+        "schedule": describe_schedule(args).replace("`", "").replace("->", "→") if args else None,
+        "tiles": list(_tiles(run, evaluation)),
+        "evaluation": evaluation,
+        "fell": [row["name"] for row in evaluation if row["fell"]],
+        "rewards": reward_chart(history),
+        "images": _images(run),
+        "prune": _prune(run, table, sizes) if table or sizes else None,
+        "group": _group(run),
+        "compute": _compute(run),
+        "settings": [(name, _setting(run.args[name])) for name in KEY_SETTINGS if run.args.get(name) is not None],
+        "all_settings": [
+            (name, _setting(value)) for name, value in sorted(run.args.items()) if not name.endswith("_token")
+        ],
+        "command": recorded.get("command"),
+        "versions": recorded.get("versions") or {},
+        "device": recorded.get("device"),
+    }  # fmt: skip
+
+
+def _lead(run: RunFolder) -> str:
+    recorded = run.recorded
+    what = "" if not recorded else "A LoRA adapter for " if recorded.get("adapter") else "A full fine-tune of "
+    model = f"{what}{recorded.get('model') or 'a pipeline'}, trained on " if recorded else ""
+    rewards = ", ".join(recorded.get("reward_funcs") or [])
+    steps = f"{run.global_step} of {run.max_steps}" if run.global_step < run.max_steps else f"{run.global_step}"
+    return f"{model}{rewards + ' for ' if rewards else ''}{steps} optimiser steps with Pro-GRPO"
+
+
+def _evaluation(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """[`evaluation_table`] with what is written, the weighted total first where it is none of the rewards."""
+    rows = evaluation_table(history)
+    totals = [entry for entry in history if _is_number(entry.get("eval_reward"))]
+    if totals and not any(row["after"] == totals[-1]["eval_reward"] for row in rows):
+        as_reward = [
+            {
+                "step": entry["step"],
+                "eval_num_prompts": entry.get("eval_num_prompts", 0),
+                "eval_rewards/weighted total/mean": entry["eval_reward"],
+                "eval_rewards/weighted total/stderr": entry.get("eval_reward_stderr", math.nan),
+            }
+            for entry in totals
+        ]
+        rows = [*evaluation_table(as_reward), *rows]
+    for row in rows:
+        row["text"] = {
+            "before": _with_error(row["before"], row["before_se"]),
+            "after": _with_error(row["after"], row["after_se"]),
+            "gain": _with_error(row["gain"], row["gain_se"], "+"),
+        }
+        sure = row["gain"] is not None and abs(row["gain"]) > 2 * row["gain_se"]
+        row["direction"] = "" if not sure else "up" if row["gain"] > 0 else "down"
+    return rows
+
+
+def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, str]]:
+    """The numbers one looks for first: label, value, note."""
+    for row in evaluation[:2]:
+        name = f"Held-out {row['name']}"
+        if row["before"] is None:
+            yield {"label": name, "value": _number(row["after"]), "note": f"± {_number(row['after_se'])}", "sign": ""}
+            continue
+        value = f"{_number(row['before'])} → {_number(row['after'])}"
+        yield {"label": name, "value": value, "note": row["text"]["gain"], "sign": row["direction"]}
+    work = _evaluations(run)
+    if work is not None and work["unpruned"] > work["measured"]:
+        saved = 1 - work["measured"] / work["unpruned"]
+        yield {
+            "label": "Saved by pruning",
+            "value": f"{saved:.0%}",
+            "note": "of network evaluations",
+            "sign": "",
+        }
+    seconds = next((e["train_runtime"] for e in reversed(run.log_history) if "train_runtime" in e), None)
+    if seconds is not None:
+        steps = f"{run.global_step} optimiser steps"
+        yield {"label": "Training time", "value": _duration(seconds), "note": steps, "sign": ""}
+
+
+def _images(run: RunFolder) -> dict[str, Any] | None:
+    """Images before and after by prompt; the grid of `before_after.png` where only that is there."""
+    rows = run.recorded.get("images") or []
+    prompts = run.recorded.get("prompts") or []
+    try:
+        sheets = [read_sheet(row["sheet"], run.pictures_folder) for row in rows]
+    except (OSError, KeyError, ValueError, TypeError):
+        sheets = []
+    if sheets and prompts and all(len(sheet) == len(prompts) for sheet in sheets):
+        columns = [
+            {
+                "prompt": prompt,
+                "images": [
+                    {
+                        "uri": data_uri(sheet[i]),
+                        "label": row["label"],
+                        "score": _score(row["scores"], i),
+                        "small": max(sheet[i].size) <= SMALL,
+                    }
+                    for row, sheet in zip(rows, sheets)
+                ],
+            }
+            for i, prompt in enumerate(prompts)
+        ]
+        return {"columns": columns, "grid": None}
+    grid = run.path / "before_after.png"
+    if not grid.is_file():
+        return None
+    return {"columns": [], "grid": f"data:image/png;base64,{base64.b64encode(grid.read_bytes()).decode()}"}
+
+
+def _prune(run: RunFolder, table: Sequence[Mapping[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    args = run.config
+    names = ["finished" if row["post_hoc"] else f"step\N{NO-BREAK SPACE}{row['step']}" for row in table]
+    rank_corrs = [_mean_of(run.log_history, f"audit/step_{row['step']}/rank_corr") for row in table]
+    return {
+        "alive": alive_chart(args.num_expansions, sizes, args.num_inference_steps) if args and sizes else None,
+        "spread": spread_chart(table, names) if table else None,
+        "rows": [
+            {
+                "name": name,
+                "sizes": f"{row['sizes'][0]}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{row['sizes'][1]}"
+                if row["sizes"]
+                else "–",
+                **{key: _number(row[f"reward_std_{key}"]) for key in ("before", "random", "after")},
+                "rank_corr": _number(row["rank_corr"], digits=2),
+                "audited": _number(audited, digits=2),
+            }
+            for name, row, audited in zip(names, table, rank_corrs)
+        ],
+        "audited": not all(map(math.isnan, rank_corrs)),
+    }
+
+
+def _group(run: RunFolder) -> dict[str, Any] | None:
+    """The last group that was recorded: previews by checkpoint, histograms, survivors."""
+    group = run.recorded.get("group")
+    if not group:
+        return None
+    parts = [*group["checkpoints"], group["survivors"]]
+    edges = histogram_edges([reward for part in parts for reward in _floats(part["rewards"])])
+    try:
+        checkpoints = [_checkpoint(run, group, checkpoint, edges) for checkpoint in group["checkpoints"]]
+        survivors = _sorted_tiles(run, group["survivors"], None)
+    except (OSError, KeyError, ValueError, TypeError):
+        return None
+    alone = not checkpoints and histogram_chart(
+        _floats(group["survivors"]["rewards"]), None, edges, "Rewards of the group"
+    )
+    return {
+        "prompt": group["prompt"],
+        "step": group["global_step"],
+        "checkpoints": checkpoints,
+        "survivors": survivors,
+        "histogram": alone or None,
+    }  # fmt: skip
+
+
+def _checkpoint(run: RunFolder, group: Mapping[str, Any], checkpoint: Mapping[str, Any], edges) -> dict[str, Any]:
+    post_hoc = checkpoint["step_index"] == group["num_inference_steps"]
+    name = "Finished images" if post_hoc else f"Previews after step {checkpoint['step_index']}"
+    before = _floats(checkpoint["rewards"])
+    after = [reward for reward, kept in zip(before, checkpoint["kept"]) if kept]
+    return {
+        "name": name,
+        "kept": _sorted_tiles(run, checkpoint, True),
+        "pruned": _sorted_tiles(run, checkpoint, False),
+        "histogram": histogram_chart(
+            before, after, edges, f"Rewards: {len(before)} before, {len(after)} after pruning"
+        ),
+        "std": (_number(_std(before)), _number(_std(after))),
+    }
+
+
+def _sorted_tiles(run: RunFolder, part: Mapping[str, Any], kept: bool | None) -> list[dict[str, Any]]:
+    images = read_sheet(part["sheet"], run.pictures_folder)
+    rewards = _floats(part["rewards"])
+    chosen = [i for i in range(len(images)) if kept is None or bool(part["kept"][i]) == kept]
+    chosen.sort(key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i], reverse=True)
+    return [
+        {"uri": data_uri(images[i]), "score": _number(rewards[i], digits=2), "small": max(images[i].size) <= SMALL}
+        for i in chosen
+    ]
+
+
+def _compute(run: RunFolder) -> dict[str, Any] | None:
+    rows = [
+        {
+            **row,
+            "seconds": _seconds(row["seconds"]),
+            "width": f"{100 * row['share']:.2f}",
+            "share": f"{row['share']:.0%}",
+        }
+        for row in compute_table(run.log_history)
+    ]
+    names = ("nfe", "decodes", "preview_decodes", "reward_calls")
+    words = ("network evaluations", "images decoded", "previews decoded", "images scored")
+    means = [_mean_of(run.log_history, f"sampling/{name}") for name in names]
+    counts = [(word, f"{mean:,.0f}") for word, mean in zip(words, means) if not math.isnan(mean)]
+    if not rows and not counts:
+        return None
+    work = _evaluations(run)
+    compared = [
+        ("as it ran", work["measured"]), ("had all been finished", work["unpruned"]), ("plain GRPO", work["plain"]),
+    ] if work else []  # fmt: skip
+    highest = max((value for _, value in compared), default=1)
+    return {
+        "rows": rows,
+        "counts": counts,
+        "compared": [(name, f"{value:,.0f}", f"{100 * value / highest:.1f}") for name, value in compared],
+    }
+
+
+def _evaluations(run: RunFolder) -> dict[str, float] | None:
+    nfe_per_row = run.recorded.get("nfe_per_row") or (1 if run.args.get("guidance_scale") == 1 else None)
+    args = run.config
+    return network_evaluations(run.log_history, args, nfe_per_row) if args and nfe_per_row else None
+
+
+# ---- numbers in words ------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None, sign: str = "", digits: int = 3) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:{sign}.{digits}f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"
+
+
+def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    known = value is not None and error is not None and not math.isnan(error)
+    # With a space that does not break, so that on a narrow page the error stands below its value.
+    return _number(value, sign) + (f" ±\N{NO-BREAK SPACE}{_number(error)}" if known else "")
+
+
+def _score(scores: Sequence[float | None], index: int) -> str:
+    return _number(scores[index], digits=2) if index < len(scores) else "–"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else tqdm.format_interval(seconds)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, dict):
+        # Loading options may hold a token; transformers masks only fields of its own.
+        value = {key: "***" if "token" in str(key) else item for key, item in value.items()}
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _mean_of(history: Sequence[Mapping[str, Any]], key: str) -> float:
+    values = [entry[key] for entry in history if _is_number(entry.get(key))]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def _std(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan
+    mean = math.fsum(known) / len(known)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

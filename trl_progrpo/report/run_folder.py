@@ -1,0 +1,102 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Reads what a run left in its output folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+
+FOLDER, FILE = "report", "run.json"
+"""Where [`~report.record.record_run`] writes, inside of the output folder."""
+
+
+@dataclass(frozen=True, eq=False)
+class RunFolder:
+    """
+    A run as it lies on the disk.
+
+    Attributes:
+        path (`Path`): the output folder.
+        log_history (`list[dict]`): of `trainer.state`.
+        global_step (`int`): optimiser steps done.
+        max_steps (`int`): optimiser steps that were asked for.
+        args (`dict`): `training_args.json`, empty if there is none.
+        recorded (`dict`): `report/run.json`, empty if there is none.
+    """
+
+    path: Path
+    log_history: list[dict[str, Any]]
+    global_step: int
+    max_steps: int
+    args: dict[str, Any]
+    recorded: dict[str, Any]
+
+    @property
+    def config(self) -> SimpleNamespace | None:
+        """The arguments as attributes, with what [`ProGRPOConfig`] derives from them; `None` if they are not known."""
+        needed = ("num_generations", "num_expansions", "num_inference_steps", "per_device_train_batch_size")
+        if any(self.args.get(name) is None for name in needed):
+            return None
+        args = SimpleNamespace(**{"prune_steps": None, "prune_sizes": None, "pruning_rule": "ovf", **self.args})
+        steps_per_generation = getattr(args, "steps_per_generation", None) or 1
+        args.prompts_per_rollout = args.per_device_train_batch_size * steps_per_generation // args.num_generations
+        return args
+
+    @property
+    def pictures_folder(self) -> Path:
+        return self.path / FOLDER
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """
+    Reads an output folder or a checkpoint; an output folder whose run is still going on gives its newest checkpoint.
+
+    Raises:
+        ValueError: if it is no such folder, or a file in it cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is no folder; give the `output_dir` of a run.")
+    state_file = folder / "trainer_state.json"
+    if not state_file.is_file():
+        checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=_step_of)
+        if not checkpoints:
+            raise ValueError(
+                f"{str(folder)!r} holds no trainer_state.json and no checkpoint; give the `output_dir` of a run, which is "
+                "written when it ends or saves."
+            )
+        state_file = checkpoints[-1]
+    state = _read_json(state_file)
+    arguments = [path / "training_args.json" for path in (folder, state_file.parent)]
+    recorded = folder / FOLDER / FILE
+    history = state.get("log_history")
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise ValueError(f"{str(state_file)!r} has no `log_history`; it was not written by a trainer.")
+    return RunFolder(
+        path=folder.absolute(),
+        log_history=history,
+        global_step=int(state.get("global_step") or 0),
+        max_steps=int(state.get("max_steps") or 0),
+        args=next((_read_json(path) for path in arguments if path.is_file()), {}),
+        recorded=_read_json(recorded) if recorded.is_file() else {},
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({error}); is the run still writing it?") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r} holds no JSON object; it was not written by a run.")
+    return content
+
+
+def _step_of(path: Path) -> int:
+    match = re.search(r"checkpoint-(\d+)", str(path.parent.name))
+    return int(match[1]) if match else -1
