@@ -221,8 +221,14 @@ class TestTrainArguments:
                 main(["train", flag])
             assert info.value.code == 0
             texts[flag] = capsys.readouterr().out
-        titles = ["model, data and rewards:", "Pro-GRPO:", "training (transformers.TrainingArguments):"]
-        assert all(title in texts["--help"] for title in titles)
+        titles = ["model and adapter:", "prompts:", "rewards:", "rollout: expand, preview, prune:", "update:"]
+        titles += ["training (transformers.TrainingArguments):", "more of Pro-GRPO:"]
+        positions = [texts["--help"].index(f"\n{title}\n") for title in titles]
+        assert positions == sorted(positions)
+        for text in texts.values():
+            flags = re.findall(r"^  (--\w+)", text, re.MULTILINE)
+            assert len(flags) == len(set(flags))
+        assert "--num_processes 8" in texts["--help"]
         assert "--adam_beta1" not in texts["--help"]
         assert "--adam_beta1" in texts["--help_all"]
         assert "train[:90%]" in texts["--help"]
@@ -281,69 +287,12 @@ class TestUserErrors:
             raise ValueError("theirs,\nin one line")
 
 
-class TestData:
-    def arguments(self, name, **changes):
-        values = {"dataset_config": None, "dataset_train_split": "train", "dataset_test_split": "test"}
-        return SimpleNamespace(**{"dataset_name": name, "eval_samples": 3, **values, **changes})
-
-    def test_shapes(self):
-        from trl_progrpo.cli.data import load_prompts
-
-        train, test = load_prompts(self.arguments("shapes"))
-        assert len(test) == 3
-        assert not set(test["prompt"]) & set(train["prompt"])
-        assert list(load_prompts(self.arguments("shapes"))[1]["prompt"]) == list(test["prompt"])
-
-    def test_fewer_prompts_than_samples_start_over(self):
-        from datasets import Dataset
-
-        from trl_progrpo.cli.data import take_prompts
-
-        data = Dataset.from_dict({"prompt": ["a", "b"]})
-        taken = take_prompts(data, 5)["prompt"]
-        assert sorted(taken[:2]) == ["a", "b"]
-        assert list(taken) == [*taken[:2], *taken[:2], taken[0]]
-        assert len(take_prompts(data, 0)) == 2
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("p.txt", "a cat\n\na dog\n"),
-            ("p.jsonl", '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'),
-            ("p.json", '[{"prompt": "a cat"}, {"prompt": "a dog"}]'),
-            ("p.csv", "prompt\na cat\na dog\n"),
-        ],
-    )
-    def test_local_files(self, name, text, tmp_path, monkeypatch):
-        from trl_progrpo.cli.data import load_prompts
-
-        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-        path = tmp_path / name
-        path.write_text(text)
-        train, test = load_prompts(self.arguments(str(path)))
-        assert list(train["prompt"]) == ["a cat", "a dog"]
-        assert test is None
-        sliced = self.arguments(str(path), dataset_train_split="train[:1]", dataset_test_split="train[1:]")
-        if name == "p.csv":
-            train, test = load_prompts(sliced)
-            assert (list(train["prompt"]), set(test["prompt"])) == (["a cat"], {"a dog"})
-            with pytest.raises(CommandError, match="`dataset_test_split` 'dev'"):
-                load_prompts(self.arguments(str(path), dataset_test_split="dev"))
-
-    def test_unknown_kind_of_file(self, tmp_path):
-        from trl_progrpo.cli.data import load_prompts
-
-        (tmp_path / "p.xyz").write_text("a")
-        with pytest.raises(CommandError, match="unknown kind"):
-            load_prompts(self.arguments(str(tmp_path / "p.xyz")))
-
-
 class FakeTrainer:
     """Stands in for the trainer: records what the command asks of it."""
 
     use_adapter = True
 
-    def __init__(self, model, reward_funcs, args, train_dataset, eval_dataset, peft_config, eval_reward_funcs):
+    def __init__(self, model, reward_funcs, args, train_dataset, eval_dataset, peft_config, **more):
         from trl_progrpo.rewards import RewardRunner
 
         self.args, self.calls, self.peft_config = args, [], peft_config
@@ -375,7 +324,7 @@ class FakeTrainer:
             {"step": 2, "train_runtime": 4.0},
         ]
 
-    def save_model(self):
+    def save_model(self, output_dir=None, _internal_call=False):
         self.calls.append("save_model")
         # The card is written from the log, so the first evaluation must be in it by now.
         assert [e["step"] for e in self.state.log_history if "eval_reward" in e][:1] in ([], [0])
@@ -390,11 +339,11 @@ class FakeTrainer:
 
 @pytest.fixture
 def fake_trainer(monkeypatch):
-    import trl_progrpo.hub
+    import trl_progrpo.model_card
     import trl_progrpo.progrpo_trainer
 
     monkeypatch.setattr(trl_progrpo.progrpo_trainer, "ProGRPOTrainer", FakeTrainer)
-    monkeypatch.setattr(trl_progrpo.hub, "loading_code", lambda trainer, folder: "the code that loads it")
+    monkeypatch.setattr(trl_progrpo.model_card, "loading_code", lambda trainer, folder: "the code that loads it")
     return FakeTrainer
 
 

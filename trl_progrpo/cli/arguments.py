@@ -1,145 +1,94 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Arguments of `trl-progrpo train`: dataclasses, the YAML file and the flags, checked strictly."""
+"""The parser of `trl-progrpo train`: the YAML file and the flags over it, checked strictly."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from trl import ModelConfig, TrlParser
+from trl import TrlParser
 
 from ..progrpo_config import ProGRPOConfig
 from .base import CommandError, HelpFormatter, refuse_unknown_flags, user_errors
+from .script_arguments import ModelArguments, ScriptArguments
 
 
 DEFAULT_OUTPUT_DIR = "trl-progrpo-output"
-
-
-@dataclass
-class ScriptArguments:
-    """
-    Data and rewards of `trl-progrpo train`.
-
-    Args:
-        dataset_name (`str`): `"shapes"`, a .txt, .json, .jsonl, .csv or .parquet file, a folder, or a dataset on the Hub.
-        dataset_config (`str`, *optional*): name of the dataset's configuration.
-        dataset_train_split (`str`, *optional*, defaults to `"train"`): prompts to train on; slices such as
-            `"train[:90%]"` work.
-        dataset_test_split (`str`, *optional*, defaults to `"test"`): held-out prompts to evaluate on before and after
-            training; `"none"` for no evaluation.
-        reward_funcs (`list[str]`): names, or dotted paths (`"package.module:function"`), of the trained rewards.
-        eval_reward_funcs (`list[str]`, *optional*): further rewards that are measured on held-out prompts only.
-        eval_samples (`int`, *optional*, defaults to 64): held-out prompts per evaluation, chosen once; if the split has
-            fewer, prompts repeat with other seeds. 0 takes the split as it is.
-        plot (`bool`, *optional*, defaults to `True`): write plots and the before/after grid into `output_dir`.
-
-    Raises:
-        ValueError: if a required field is missing or a number is out of range.
-    """
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "'shapes', a .txt/.json/.jsonl/.csv/.parquet file, a folder, or a dataset on the Hub."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    dataset_train_split: str = field(
-        default="train", metadata={"help": "Prompts to train on; slices such as 'train[:90%%]' work."}
-    )
-    dataset_test_split: str | None = field(
-        default="test",
-        metadata={"help": "Held-out prompts to evaluate on before and after training; 'none' for none."},
-    )
-    reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Rewards to train on: names or dotted paths such as package.module:function."}
-    )
-    eval_reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "Further rewards, measured on held-out prompts and never trained on."}
-    )
-    eval_samples: int = field(
-        default=64,
-        metadata={
-            "help": "Held-out prompts per evaluation; repeated with other seeds if there are fewer. 0: the split."
-        },
-    )
-    plot: bool = field(default=True, metadata={"help": "Write plots and the before/after grid into output_dir."})
-
-    def __post_init__(self):
-        if not self.dataset_name:
-            raise ValueError("`dataset_name` is not set; give 'shapes', a file with prompts, or a dataset on the Hub.")
-        if not self.reward_funcs:
-            raise ValueError("`reward_funcs` is not set; give at least one reward, e.g. --reward_funcs shapes.")
-        if self.eval_samples < 0:
-            raise ValueError(
-                f"`eval_samples` is {self.eval_samples}; give a number of prompts, or 0 for the whole split."
-            )
-        if self.dataset_test_split is not None and self.dataset_test_split.lower() in ("none", "null", "no", ""):
-            self.dataset_test_split = None
-
-
-@dataclass
-class ModelArguments(ModelConfig):
-    """
-    Model and adapter: TRL's `ModelConfig` with the defaults of diffusion LoRA, without what is about language models.
-
-    Args:
-        model_name_or_path (`str`): `"shapes"`, a diffusers pipeline's folder, or its name on the Hub.
-        model_revision (`str`, *optional*, defaults to `"main"`): branch, tag or commit on the Hub.
-        use_peft (`bool`, *optional*, defaults to `True`): train a LoRA; off trains the whole denoiser.
-        lora_r (`int`, *optional*, defaults to 32): rank.
-        lora_alpha (`int`, *optional*, defaults to 64): scale, in units of the rank.
-        lora_dropout (`float`, *optional*, defaults to 0.0): must stay 0, so that update and rollout are one policy.
-        lora_target_modules (`list[str]`, *optional*): the model family's attention projections when unset.
-
-    Raises:
-        ValueError: if the model is not set.
-    """
-
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; off trains the whole denoiser."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "'shapes' (embedded), a diffusers pipeline's folder, or its name on the Hub."}
-    )
-    lora_r: int = field(default=32, metadata={"help": "Rank of the adapter."})
-    lora_alpha: int = field(
-        default=64, metadata={"help": "Scale of the adapter; the update is multiplied by alpha / r."}
-    )
-    lora_dropout: float = field(
-        default=0.0, metadata={"help": "Must stay 0: with dropout the updated policy is not the one that sampled."}
-    )
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Modules with an adapter; the model family's attention projections if unset."}
-    )
-    # Not arguments here (`init=False` keeps them off the command line): they would be accepted and do nothing. The
-    # dtype of the frozen weights follows bf16 / fp16; other loading options go into `model_init_kwargs`.
-    dtype: str | None = field(default=None, init=False)
-    attn_implementation: str | None = field(default=None, init=False)
-    lora_target_parameters: list[str] | None = field(default=None, init=False)
-    lora_modules_to_save: list[str] | None = field(default=None, init=False)
-    lora_task_type: str | None = field(default=None, init=False)
-    load_in_8bit: bool = field(default=False, init=False)
-    load_in_4bit: bool = field(default=False, init=False)
-    bnb_4bit_quant_type: str | None = field(default=None, init=False)
-    use_bnb_nested_quant: bool = field(default=False, init=False)
-    bnb_4bit_quant_storage: str | None = field(default=None, init=False)
-
-    def __post_init__(self):
-        # TRL's own turns a list of one target into a string, which PEFT takes for a regular expression.
-        if not self.model_name_or_path:
-            raise ValueError(
-                "`model_name_or_path` is not set; give 'shapes', a diffusers pipeline's folder, or its name on the Hub."
-            )
-
 
 COMMON = (
     "output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs",
     "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "max_grad_norm",
     "weight_decay", "bf16", "fp16", "gradient_checkpointing", "use_cpu", "seed", "logging_steps", "report_to", "run_name",
     "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint",
-    "push_to_hub", "hub_model_id", "hub_private_repo",
+    "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy",
 )  # fmt: skip
 """The arguments of transformers that `--help` shows; `--help_all` shows all."""
+
+GROUPS = {
+    "model and adapter": (
+        "model_name_or_path", "model_revision", "model_init_kwargs", *ModelArguments.__dataclass_fields__, "height",
+        "width", "max_sequence_length", "vae_slicing", "vae_tiling",
+    ),
+    "prompts": (
+        "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "test_split_size",
+        "dataset_streaming", "datasets", "streaming", "prompt_column", "prompt_cache_dir", "drop_text_encoders",
+    ),
+    "rewards": (
+        "reward_funcs", "reward_weights", "multi_objective_aggregation", "preview_reward_funcs", "preview_reward_weights",
+        "eval_reward_funcs", "eval_samples",
+    ),
+    "rollout: expand, preview, prune": (
+        "num_generations", "num_expansions", "prune_steps", "prune_sizes", "pruning_rule", "preview_decoder",
+        "preview_downscale", "preview_batch_size", "audit_fraction", "rollout_waves", "num_inference_steps",
+        "guidance_scale", "negative_prompt", "policy", "noise_level", "eta", "sde_window", "sde_window_size",
+        "sde_window_start", "sde_window_interval", "rollout_batch_size", "decode_batch_size",
+        "steps_per_generation",
+    ),
+    "update": (
+        "num_iterations", "beta", "epsilon", "epsilon_high", "adv_clip_max", "scale_rewards", "loss_type",
+        "step_weighting", "log_prob_reduction", "ema_decay", "ema_update_interval",
+    ),
+    "training (transformers.TrainingArguments)": COMMON,
+    "more of Pro-GRPO": tuple({**ScriptArguments.__annotations__, **ProGRPOConfig.__annotations__}),
+}  # fmt: skip
+"""Titles of the help and what stands below them, in this order; an option belongs to the first title that names it."""
+
+HELP = {
+    "output_dir": "Folder for the adapter, checkpoints, plots and model card.",
+    "max_steps": "Optimiser steps; above 0 it wins over num_train_epochs, and streams need it.",
+    "num_train_epochs": "Passes over the prompts.",
+    "gradient_accumulation_steps": "Micro-batches per optimiser step.",
+    "max_grad_norm": "Clips the norm of the gradient; 0 does not.",
+    "lr_scheduler_type": "Learning rate schedule.",
+    "warmup_steps": "Steps of linear warm-up, or their share of all steps if below 1.",
+    "weight_decay": "Weight decay of AdamW.",
+    "fp16": "float16 mixed precision.",
+    "logging_steps": "Optimiser steps between two logs, or their share of all steps if below 1.",
+    "report_to": "Trackers: wandb, trackio, tensorboard, all or none.",
+    "run_name": "Name of the run in the trackers.",
+    "eval_strategy": "Measure held-out rewards within training too: no, steps or epoch.",
+    "eval_steps": "Optimiser steps between two evaluations; logging_steps if unset.",
+    "per_device_eval_batch_size": "Images per batch in evaluation, on each device.",
+    "save_strategy": "Write checkpoints: no, steps, epoch or best.",
+    "save_steps": "Optimiser steps between two checkpoints.",
+    "save_total_limit": "Checkpoints to keep.",
+    "resume_from_checkpoint": "A checkpoint folder, or true for the newest in output_dir.",
+    "push_to_hub": "Push the adapter and its card to the Hub.",
+    "hub_model_id": "Name on the Hub; that of output_dir if unset.",
+    "hub_private_repo": "Make the repository private.",
+    "hub_revision": "Branch on the Hub.",
+    "hub_strategy": "When to push: end, every_save, checkpoint or all_checkpoints.",
+    "seed": "Fixes prompts, noise and initial weights.",
+    "use_cpu": "Train on the CPU even if there is an accelerator.",
+}
+"""Help in fewer words than the libraries have, for what `--help` shows of them."""
+
+_EPILOG = """\
+Flags of `accelerate launch` start the run through it, e.g. --num_processes 8 or --accelerate_config zero2 (a file or one
+of TRL's configurations). They can stand in the YAML file too."""
 
 
 class TrainParser(TrlParser):
@@ -152,6 +101,7 @@ class TrainParser(TrlParser):
             usage="trl-progrpo train [--config FILE] --model_name_or_path MODEL --dataset_name DATA --reward_funcs NAME ...",
             description="Post-train a text-to-image model on a reward with Pro-GRPO. Every option is also a key of the YAML "
             "file given as --config; flags win over the file.",
+            epilog=_EPILOG,
             formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
@@ -210,28 +160,31 @@ class TrainParser(TrlParser):
         the pruning that the YAML file asks for?
         """
         for action in self._actions:
-            if action.default is None and action.type is str and action.nargs is None:
+            if action.dest == "datasets":
+                action.type, action.metavar = _item_or_none(_mapping), "DATA"
+                action.help = "Several datasets instead of dataset_name: paths or names, or JSON with more options."
+            elif action.default is None and action.type is str and action.nargs is None:
                 action.type = _text_or_none
             elif action.default is None and action.nargs == "+":
                 action.type = _item_or_none(action.type)
 
     def _arrange_help(self) -> None:
-        titles = {
-            "model, data and rewards": {*ScriptArguments.__annotations__, *ModelArguments.__dataclass_fields__},
-            "Pro-GRPO": set(ProGRPOConfig.__annotations__) - {*COMMON, "remove_unused_columns"},
-            "training (transformers.TrainingArguments)": set(COMMON),
-        }
-        groups = {title: self.add_argument_group(title) for title in titles}
-        self.rare_actions = []
         # argparse has no public way to regroup what a base class has added.
-        for action in list(self._optionals._group_actions):
-            if action.dest in ("help", "config", argparse.SUPPRESS):
-                continue
+        ours = ("help", "config", "help_all", argparse.SUPPRESS)
+        actions = [action for action in self._optionals._group_actions if action.dest not in ours]
+        for action in actions:
             self._optionals._group_actions.remove(action)
+            action.help = HELP.get(action.dest, action.help)
             if isinstance(action, argparse._StoreFalseAction):
                 action.help = f"Turn --{action.dest} off."
-            title = next((title for title, names in titles.items() if action.dest in names), None)
-            (self.rare_actions if title is None else groups[title]._group_actions).append(action)
+        for title, names in GROUPS.items():
+            order = {name: position for position, name in reversed(list(enumerate(names)))}
+            group = self.add_argument_group(title)
+            group._group_actions.extend(
+                sorted((action for action in actions if action.dest in order), key=lambda action: order[action.dest])
+            )
+            actions = [action for action in actions if action.dest not in order]
+        self.rare_actions = actions
 
     def show_rare_actions(self) -> None:
         """Puts all remaining options into the help."""
@@ -247,6 +200,18 @@ class _HelpAll(argparse.Action):
         parser.show_rare_actions()
         parser.print_help()
         parser.exit()
+
+
+def _mapping(value: str | Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of `datasets`: a mapping of YAML, the same as JSON, or only a path."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip().startswith("{") else {"path": value}
+        except json.JSONDecodeError as error:
+            raise argparse.ArgumentTypeError(f"{value!r} is no JSON ({error})") from error
+    if not isinstance(value, Mapping):
+        raise argparse.ArgumentTypeError(f"{value!r} is no path and no mapping with a path")
+    return dict(value)
 
 
 def _text_or_none(value: str) -> str | None:
@@ -274,7 +239,11 @@ def _checked_value(action: argparse.Action, value: Any, config_path: str) -> Any
     if action.nargs == "+":
         if isinstance(value, str) and _text_or_none(value) is None:
             return None
-        return [_converted(action, item, config_path) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
+        if action.dest == "datasets":
+            with user_errors(argparse.ArgumentTypeError):
+                return [_mapping(item) for item in items]
+        return [_converted(action, item, config_path) for item in items]
     if isinstance(value, (dict, list)):
         if _is_text(action) or action.type is dict:
             return value

@@ -45,7 +45,9 @@ class HelpFormatter(argparse.HelpFormatter):
             return ", ".join(o for o in action.option_strings if "_" in o or "-" not in o.lstrip("-"))
         flag = action.option_strings[0]
         # An optional value (`--bf16`, `--bf16 False`) is noise here; choices of 40 names would fill the page.
-        metavar = action.metavar or (action.dest.split("_")[-1].upper() if action.nargs != "?" else "")
+        kind = getattr(action.type, "__name__", "")
+        number = "N" if kind.startswith("int") else "X" if kind.startswith("float") else None
+        metavar = action.metavar or (number or action.dest.split("_")[-1].upper() if action.nargs != "?" else "")
         return f"{flag} {metavar}{' ...' if action.nargs in ('+', '*') else ''}".rstrip()
 
     def _get_help_string(self, action: argparse.Action) -> str:

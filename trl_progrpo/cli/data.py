@@ -1,19 +1,21 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Prompts for `trl-progrpo train`: from a name to a training set and held-out prompts."""
+"""Prompts for the command line: from names of files and Hub datasets to a training set and held-out prompts."""
 
 from __future__ import annotations
 
 import random
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, user_errors
+from .base import CommandError
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+    from trl.scripts.utils import DatasetConfig
 
-    from .arguments import ScriptArguments
+    from .script_arguments import ScriptArguments
 
 
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -22,33 +24,118 @@ BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".
 DEFAULT_TEST_SPLIT = "test"
 
 
+class NoSuchSplit(CommandError):
+    """The data is there, and does not have the split."""
+
+
 def load_prompts(
     arguments: ScriptArguments, prompt_column: str = "prompt", seed: int = 0
-) -> tuple[Dataset, Dataset | None]:
+) -> tuple[Dataset | IterableDataset, Dataset | None]:
     """
     The training prompts, and the held-out prompts if there are any.
 
-    The default split `"test"` may be missing from a dataset, then there are none; a split that was asked for may not.
+    The default split `"test"` may be missing from a dataset, then there are none; a split that was asked for may not. With
+    `streaming` the training prompts are a stream, of which nothing is read here, and the held-out prompts the first ones
+    of their split.
 
     Args:
-        arguments ([`~cli.arguments.ScriptArguments`]): which data.
+        arguments ([`~cli.script_arguments.ScriptArguments`]): which data.
         prompt_column (`str`, *optional*, defaults to `"prompt"`): name given to the only column of a text file.
-        seed (`int`, *optional*, defaults to 0): fixes which `eval_samples` prompts are taken.
+        seed (`int`, *optional*, defaults to 0): fixes which prompts are held out, and which `eval_samples` are taken.
 
     Raises:
         CommandError: if the data cannot be read.
     """
-    name, test_split = arguments.dataset_name, arguments.dataset_test_split
-    train = _load(name, arguments.dataset_config, arguments.dataset_train_split, prompt_column, "dataset_train_split")
-    if test_split is None:
+    streaming, test_split = arguments.streaming, arguments.dataset_test_split
+    if arguments.datasets:
+        train = _mixture(arguments.datasets, prompt_column, streaming)
+        # What a mixture holds out is said by `test_split_size` alone.
+        test_split = None
+    else:
+        train = _named(arguments, arguments.dataset_train_split, "dataset_train_split", prompt_column)
+    if arguments.test_split_size is not None:
+        train, test = _split(train, arguments.test_split_size, seed)
+    elif test_split is None:
         return train, None
+    else:
+        try:
+            test = _named(arguments, test_split, "dataset_test_split", prompt_column)
+        except NoSuchSplit:
+            if test_split != DEFAULT_TEST_SPLIT:
+                raise
+            return train, None
+    return train, first_prompts(test, arguments.eval_samples) if streaming else take_prompts(
+        test, arguments.eval_samples, seed
+    )
+
+
+def load_source(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    prompt_column: str = "prompt",
+    *,
+    streaming: bool = False,
+    data_dir: str | None = None,
+    data_files: Any = None,
+    field: str = "dataset_name",
+    split_field: str = "split",
+) -> Dataset | IterableDataset:
+    """
+    One split of `"shapes"`, a local file, a folder, or a dataset on the Hub.
+
+    Args:
+        name (`str`): what to load.
+        config (`str`, *optional*): its configuration.
+        split (`str`, *optional*, defaults to `"train"`): which part.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`): name given to the only column of a text file.
+        streaming (`bool`, *optional*, defaults to `False`): whether rows are read as they are needed.
+        data_dir, data_files (*optional*): as in [`~datasets.load_dataset`].
+        field, split_field (`str`, *optional*): what the user called `name` and `split`.
+
+    Raises:
+        CommandError: if there is no such data, it may not be read, or what is there is broken.
+    """
+    import datasets
+    import httpx
+
+    if name == "shapes":
+        shapes = _shapes(split, split_field)
+        return shapes.to_iterable_dataset() if streaming else shapes
+    path = Path(name).expanduser()
+    if path.suffix in BUILDERS and not path.exists():
+        raise CommandError(f"`{field}` is {name!r}, but there is no such file.")
+    if path.is_file():
+        if path.suffix not in BUILDERS:
+            raise CommandError(f"`{field}` is {name!r}, a file of unknown kind; use one of {', '.join(BUILDERS)}.")
+        name, data_files = BUILDERS[path.suffix], str(path)
+    shown = data_files if path.is_file() else name
     try:
-        test = _load(name, arguments.dataset_config, test_split, prompt_column, "dataset_test_split")
-    except CommandError:
-        if test_split != DEFAULT_TEST_SPLIT:
-            raise
-        return train, None
-    return train, take_prompts(test, arguments.eval_samples, seed)
+        dataset = datasets.load_dataset(
+            str(path) if path.is_dir() else name,
+            config,
+            split=split,
+            streaming=streaming,
+            data_dir=data_dir,
+            data_files=data_files,
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise CommandError(_not_found(field, shown, str(error))) from error
+    except StopIteration as error:
+        raise CommandError(f"`{field}` {shown!r} holds no rows; give at least one prompt.") from error
+    except (ValueError, OSError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+        reason = _reason(error)
+        if any(words in reason for words in ("Unknown split", "Bad split")):
+            raise NoSuchSplit(f"`{field}` {shown!r} has no `{split_field}` {split!r} ({reason}).") from error
+        if isinstance(error, ConnectionError):
+            raise CommandError(
+                f"`{field}` {shown!r} is neither a file nor a folder here, and the Hub could not be asked ({reason}); check "
+                "the name and your connection."
+            ) from error
+        raise CommandError(
+            f"`{field}` {shown!r} with `{split_field}` {split!r} could not be loaded ({reason}); check both."
+        ) from error
+    return _with_prompts(dataset, prompt_column)
 
 
 def take_prompts(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
@@ -59,32 +146,143 @@ def take_prompts(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
     return dataset.select([order[i % len(order)] for i in range(count)])
 
 
-def _load(name: str, config: str | None, split: str, prompt_column: str, field: str) -> Dataset:
-    if name == "shapes":
-        from ..tiny import load_shapes
+def first_prompts(stream: IterableDataset, count: int) -> Dataset:
+    """
+    The first `count` rows of a stream, starting over when they are used up.
 
-        with user_errors():
-            return load_shapes(split)
+    Raises:
+        CommandError: for 0, which means all rows: a stream may have no end.
+    """
+    from datasets import Dataset
 
+    if count == 0:
+        raise CommandError("`eval_samples` is 0, which takes the whole split, but it is a stream; give a number.")
+    rows = list(stream.take(count))
+    return Dataset.from_list([rows[i % len(rows)] for i in range(count)] if rows else [], features=stream.features)
+
+
+def _named(arguments: ScriptArguments, split: str, split_field: str, prompt_column: str) -> Dataset | IterableDataset:
+    return load_source(
+        arguments.dataset_name,
+        arguments.dataset_config,
+        split,
+        prompt_column,
+        streaming=arguments.streaming,
+        split_field=split_field,
+    )
+
+
+def _mixture(entries: list[DatasetConfig], prompt_column: str, streaming: bool) -> Dataset | IterableDataset:
+    """All of several datasets, or the shares of them that their `fraction` asks for; TRL's arithmetic."""
     import datasets
 
-    path = Path(name).expanduser()
-    if path.suffix in BUILDERS and not path.exists():
-        raise CommandError(f"`dataset_name` is {name!r}, but there is no such file.")
-    try:
-        if path.is_file():
-            if path.suffix not in BUILDERS:
+    parts = []
+    for index, entry in enumerate(entries):
+        field = f"datasets[{index}].path"
+        part = load_source(
+            entry.path,
+            entry.name,
+            entry.split,
+            prompt_column,
+            streaming=streaming,
+            data_dir=entry.data_dir,
+            data_files=entry.data_files,
+            field=field,
+        )
+        if entry.columns is not None:
+            columns = _columns(part)
+            missing = [name for name in entry.columns if name not in columns]
+            if missing:
                 raise CommandError(
-                    f"`dataset_name` is {name!r}, a file of unknown kind; use one of {', '.join(BUILDERS)}."
+                    f"`datasets[{index}].columns` names {missing[0]!r}, but the columns are {', '.join(columns)}."
                 )
-            dataset = datasets.load_dataset(BUILDERS[path.suffix], data_files=str(path), split=split)
-        else:
-            dataset = datasets.load_dataset(name, config, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            part = part.select_columns(entry.columns)
+        if (part.features or {}).get(prompt_column) == datasets.Value("large_string"):
+            # Some readers give this type and others the usual one, and only equal ones can be put together.
+            part = part.cast_column(prompt_column, datasets.Value("string"))
+        parts.append(part)
+    # An older TRL has no such field.
+    fractions = [getattr(entry, "fraction", None) for entry in entries]
+    if any(fraction is not None for fraction in fractions):
+        if streaming or None in fractions or min(fractions) < 0 or sum(fractions) == 0:
+            raise CommandError(
+                f"`fraction` in `datasets` is {fractions}; give every dataset a positive share and do not stream, or leave it "
+                "away."
+            )
+        shares = [fraction / sum(fractions) for fraction in fractions]
+        total = min(len(part) / share for part, share in zip(parts, shares) if share > 0)
+        parts = [part.select(range(round(share * total))) for part, share in zip(parts, shares)]
+    try:
+        return datasets.concatenate_datasets(parts)
+    except ValueError as error:
         raise CommandError(
-            f"`dataset_name` {name!r} with `{field}` {split!r} could not be loaded ({reason}); check both."
+            f"`datasets` do not fit together ({_reason(error)}); keep columns of the same types, e.g. `columns: "
+            f"[{prompt_column}]`."
         ) from error
-    if dataset.column_names == ["text"]:
-        dataset = dataset.filter(lambda row: bool(row["text"].strip())).rename_column("text", prompt_column)
-    return dataset
+
+
+def _split(train: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
+    size = size if size < 1 else int(size)
+    try:
+        parts = train.train_test_split(test_size=size, seed=seed)
+    except ValueError as error:
+        raise CommandError(
+            f"`test_split_size` is {size}, but there are {len(train)} prompts; leave at least one to train on and one to hold "
+            "out."
+        ) from error
+    return parts["train"], parts["test"]
+
+
+def _shapes(split: str, split_field: str) -> Dataset:
+    """The embedded prompts, with the slices that `datasets` knows."""
+    import datasets
+
+    from ..tiny import load_shapes
+
+    whole = {name: load_shapes(name) for name in ("train", "test")}
+    try:
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(
+            {name: len(data) for name, data in whole.items()}
+        )
+    except (ValueError, AssertionError) as error:
+        raise NoSuchSplit(f"`{split_field}` is {split!r}; use train, test, or a slice such as train[:90%].") from error
+    return datasets.concatenate_datasets([whole[p.splitname].select(range(p.from_, p.to)) for p in parts])
+
+
+def _with_prompts(dataset: Dataset | IterableDataset, prompt_column: str) -> Dataset | IterableDataset:
+    """The only column of a text file is the prompts; its blank lines are none."""
+    from ..data import blank_texts, is_stream
+
+    if _columns(dataset) != ["text"]:
+        return dataset
+    if is_stream(dataset):
+        dataset = dataset.filter(lambda row: bool(row["text"].strip()))
+    else:
+        # In Arrow: a file has millions of lines, and hardly ever a blank one.
+        texts = dataset.with_format("arrow")
+        blank = [blank_texts(table["text"]) for table in texts.iter(100_000)]
+        if any(part.index(True).as_py() >= 0 for part in blank):
+            flags = (flag for part in blank for flag in part.to_pylist())
+            dataset = dataset.select([index for index, flag in enumerate(flags) if not flag])
+    return dataset if prompt_column == "text" else dataset.rename_column("text", prompt_column)
+
+
+def _columns(dataset: Dataset | IterableDataset) -> list[str]:
+    """Column names; a stream may know them only from its first row."""
+    return list(dataset.column_names or next(iter(dataset), {}))
+
+
+def _not_found(field: str, name: str, text: str) -> str:
+    if "gated" in text:
+        return f"`{field}` {name!r} is gated on the Hub; ask for access on its page, then `hf auth login` or set HF_TOKEN."
+    return (
+        f"`{field}` {name!r} is no file or folder here and no dataset that you can read on the Hub; check the spelling, and "
+        "for a private one run `hf auth login` or set HF_TOKEN."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """What is at the bottom of an error, in one line: `datasets` wraps it in one that says nothing."""
+    while error.__cause__ is not None and type(error).__name__ == "DatasetGenerationError":
+        error = error.__cause__
+    return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...").rstrip(".")

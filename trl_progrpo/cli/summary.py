@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..plots import prune_table
+from ..timing import phase_seconds
 
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-PHASES = ("denoise", "preview", "decode", "reward", "update")
-"""Phases in the order they happen."""
 
 
 def summary(
@@ -94,36 +91,20 @@ def reward_rows(before: Mapping[str, float] | None, after: Mapping[str, float]) 
     return rows
 
 
-def phase_seconds(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds per phase over the whole run, in the order they happen, with `"other"` up to the training time if known."""
-    seconds: dict[str, float] = {}
-    for entry in log_history:
-        for key, value in entry.items():
-            if key.startswith("time/"):
-                name = key.removeprefix("time/")
-                seconds[name] = seconds.get(name, 0.0) + value
-    if not seconds:
-        return {}
-    ordered = {name: seconds[name] for name in [*PHASES, *sorted(set(seconds) - set(PHASES))] if name in seconds}
-    runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), 0.0)
-    other = runtime - sum(ordered.values())
-    return ordered | ({"other": other} if other > 0 else {})
-
-
 def _reward_table(before, after) -> Table | None:
     if not after:
         return None
     count = after.get("eval_num_prompts")
     note = "mean ± standard error" + (f" over {count:g} prompts" if count else "") + ", noise-free, same seeds"
-    table = _table("Held-out reward", note, "reward", "before", "after", "gain")
+    table = make_table("Held-out reward", note, "reward", "before", "after", "gain")
     for row in reward_rows(before, after):
         gain, error = row["gain"], row["gain_stderr"]
         style = "" if not abs(gain) > 2 * error else "green" if gain > 0 else "red"
         table.add_row(
             row["name"],
-            _with_error(row["before"], row["before_stderr"]),
-            _with_error(row["after"], row["after_stderr"]),
-            f"[{style}]{_with_error(gain, error, '+')}[/]" if style else _with_error(gain, error, "+"),
+            with_error(row["before"], row["before_stderr"]),
+            with_error(row["after"], row["after_stderr"]),
+            f"[{style}]{with_error(gain, error, '+')}[/]" if style else with_error(gain, error, "+"),
         )
     return table
 
@@ -131,7 +112,7 @@ def _reward_table(before, after) -> Table | None:
 def _funnel_table(rows) -> Table | None:
     if not rows:
         return None
-    table = _table(
+    table = make_table(
         "Prune funnel", "spread of rewards within groups, mean over the run",
         "checkpoint", "group", "before", "random", "after", "rank corr.",
     )  # fmt: skip
@@ -150,7 +131,7 @@ def _time_table(log_history) -> Table | None:
     if not seconds:
         return None
     total = sum(seconds.values())
-    table = _table("Time", "training, evaluations within it under other", "phase", "seconds", "share")
+    table = make_table("Time", "training, evaluations within it under other", "phase", "seconds", "share")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.1f}", f"{value / total:.0%}" if total else "")
     table.add_section()
@@ -158,7 +139,8 @@ def _time_table(log_history) -> Table | None:
     return table
 
 
-def _table(title: str, note: str, first: str, *columns: str) -> Table:
+def make_table(title: str, note: str, first: str, *columns: str) -> Table:
+    """A table with a title, a note beside it, and numbers to the right of the first column."""
     from rich import box
     from rich.table import Table
 
@@ -174,7 +156,8 @@ def _table(title: str, note: str, first: str, *columns: str) -> Table:
     return table
 
 
-def _with_error(value: float, error: float, sign: str = "") -> str:
+def with_error(value: float, error: float, sign: str = "") -> str:
+    """`value ± error`; a dash for NaN, and no error where there is none."""
     return _number(value, sign) + ("" if math.isnan(error) or math.isnan(value) else f" ± {_number(error)}")
 
 

@@ -33,8 +33,23 @@ def run(argv: Sequence[str]) -> int:
     # Before the heavy imports: variables such as HF_ENDPOINT are read when huggingface_hub is imported.
     os.environ.update({str(key): str(value) for key, value in config.pop("env", {}).items()})
     from .arguments import TrainParser
+    from .launch import launch, launch_arguments, split_launch
 
-    train(*TrainParser().parse(flags, config, config_path))
+    parser = TrainParser()
+    launch_flags, flags, config = split_launch(parser, flags, config, config_path)
+    # In a launching process too, where a mistake is told once and not by every process.
+    script_args, model_args, training_args = parser.parse(flags, config, config_path)
+    launcher = None
+    if launch_flags:
+        again = ["train", *(["--config", config_path] if config_path else []), *flags]
+        launcher = launch_arguments(launch_flags, again, training_args.use_cpu)
+    if script_args.dry_run:
+        from .dry_run import dry_run
+
+        return dry_run(script_args, model_args, training_args, launcher)
+    if launcher is not None:
+        return launch(launcher)
+    train(script_args, model_args, training_args)
     return 0
 
 
@@ -73,13 +88,17 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         CommandError: for a mistake of the user's.
     """
     quieten_libraries()
+    from ..validation import distinct_rows
+
     resume = _checkpoint(training_args)
     trainer, train_dataset, eval_dataset = _build(script_args, model_args, training_args)
     main_process, output_dir = trainer.is_world_process_zero(), training_args.output_dir
     if main_process:
         _notice(script_args, training_args, train_dataset, eval_dataset)
 
-    grid_rows = _grid_rows(eval_dataset if eval_dataset is not None else train_dataset, training_args.prompt_column)
+    grid_rows = distinct_rows(
+        eval_dataset if eval_dataset is not None else train_dataset, training_args.prompt_column, GRID_PROMPTS
+    )
     # From here on a ValueError that this package did not raise itself is a defect, maybe the reward's: keep its traceback.
     with user_errors(ours_only=True):
         before = trainer.evaluate() if eval_dataset is not None else None
@@ -87,14 +106,15 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         trainer.train(resume_from_checkpoint=resume)
         after = _evaluate_after(trainer) if eval_dataset is not None else None
         images += [_generate(trainer, grid_rows)] if script_args.plot else []
-        trainer.save_model()
+        # Not pushed yet: plots and the finished card go with it.
+        trainer.save_model(_internal_call=True)
         trainer.save_state()
     files = {}
     if main_process:
         files = _write_results(script_args, trainer, before, after, grid_rows, images)
-    _finish_card(script_args, trainer)
+    trainer.create_model_card(dataset_name=_hub_datasets(script_args))
     if main_process:
-        from ..hub import loading_code
+        from ..model_card import loading_code
         from ..plots import prune_group_sizes
         from .summary import summary
 
@@ -107,6 +127,12 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
             group_sizes=prune_group_sizes(training_args),
             num_inference_steps=training_args.num_inference_steps,
         )
+    if training_args.push_to_hub:
+        # Last: it may take long, or fail, and what it says then is what the user needs to read.
+        quieten_libraries()  # Training has switched the client's progress bars on again.
+        pushed = trainer.push_to_hub()
+        if pushed is not None:
+            print(f"Pushed to {pushed.repo_url}")
     return trainer
 
 
@@ -115,11 +141,7 @@ def _build(script_args, model_args, training_args) -> tuple[ProGRPOTrainer, Data
     from .data import load_prompts
 
     train_dataset, eval_dataset = load_prompts(script_args, training_args.prompt_column)
-    if model_args.model_revision != "main":
-        training_args.model_init_kwargs = {
-            "revision": model_args.model_revision,
-            **(training_args.model_init_kwargs or {}),
-        }
+    training_args.model_init_kwargs = init_kwargs(model_args, training_args)
     with user_errors():
         trainer = ProGRPOTrainer(
             model=model_args.model_name_or_path,
@@ -129,8 +151,17 @@ def _build(script_args, model_args, training_args) -> tuple[ProGRPOTrainer, Data
             eval_dataset=eval_dataset,
             peft_config=lora_config(model_args),
             eval_reward_funcs=script_args.eval_reward_funcs,
+            preview_reward_funcs=script_args.preview_reward_funcs,
         )
     return trainer, train_dataset, eval_dataset
+
+
+def init_kwargs(model_args: ModelArguments, training_args: ProGRPOConfig) -> dict[str, Any] | None:
+    """`model_init_kwargs` with `model_revision`."""
+    kwargs = training_args.model_init_kwargs or {}
+    if model_args.model_revision != "main":
+        kwargs = {"revision": model_args.model_revision, **kwargs}
+    return kwargs or None
 
 
 def lora_config(model_args: ModelArguments):
@@ -177,22 +208,17 @@ def _notice(script_args, training_args, train_dataset, eval_dataset) -> None:
             file=sys.stderr,
         )
         return
+    from ..data import is_stream
+
+    if is_stream(train_dataset):
+        return
     column = training_args.prompt_column
     held_out = set(eval_dataset[column])
-    seen = len(held_out & set(train_dataset[column]))
+    # Page by page: the training prompts of a large file need not fit into memory.
+    pages = train_dataset.select_columns(column).iter(10_000)
+    seen = len({prompt for page in pages for prompt in page[column] if prompt in held_out})
     if seen:
         print(f"{seen} of {len(held_out)} held-out prompts are also training prompts.", file=sys.stderr)
-
-
-def _grid_rows(dataset: Dataset, prompt_column: str) -> list[dict[str, Any]]:
-    """The first rows with different prompts."""
-    rows: dict[str, dict[str, Any]] = {}
-    for index in range(len(dataset)):
-        row = dataset[index]
-        rows.setdefault(row[prompt_column], row)
-        if len(rows) == GRID_PROMPTS:
-            break
-    return list(rows.values())
 
 
 def _generate(trainer: ProGRPOTrainer, rows: list[dict[str, Any]]) -> torch.Tensor:
@@ -209,6 +235,7 @@ def _evaluate_after(trainer: ProGRPOTrainer) -> dict[str, float]:
 
 def _write_results(script_args, trainer, before, after, grid_rows, images) -> dict[str, Path]:
     from .. import plots
+    from ..validation import validation_scores
 
     args, folder = trainer.args, Path(trainer.args.output_dir)
     log_history, written = trainer.state.log_history, {}
@@ -220,7 +247,7 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     if not script_args.plot:
         return written
     prompts = [row[args.prompt_column] for row in grid_rows]
-    scores = [_scores(trainer, grid_rows, batch) for batch in images]
+    scores = [validation_scores(trainer, grid_rows, batch) for batch in images]
     written["images before and after"] = plots.image_grid(
         images, ["before", "after"], prompts, folder / "before_after.png", scores
     )
@@ -228,16 +255,22 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     written["prune funnel"] = plots.prune_funnel(
         log_history, folder / "prune_funnel.png", plots.prune_group_sizes(args), args.num_inference_steps
     )
+    written["report"] = _report(trainer, prompts, images, scores)
     return {label: path for label, path in written.items() if path is not None}
 
 
-def _scores(trainer: ProGRPOTrainer, rows: list[dict[str, Any]], images: torch.Tensor) -> list[float]:
-    from ..advantages import weighted_rewards
+def _report(trainer: ProGRPOTrainer, prompts, images, scores) -> Path | None:
+    from ..report import write_report
+    from ..report.record import record_run
 
-    column = trainer.args.prompt_column
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name != column}
-    per_func = trainer.reward_runner([row[column] for row in rows], images, columns)
-    return weighted_rewards(per_func, trainer.reward_runner.weights).tolist()
+    folder = trainer.args.output_dir
+    try:
+        record_run(trainer, prompts, images, ["before", "after"], scores)
+        return write_report(folder)
+    # The run has its results by now, and may still have them to push: a page about it must not cost them.
+    except Exception as error:
+        print(f"The report could not be written ({error}); try `trl-progrpo report {folder}`.", file=sys.stderr)
+        return None
 
 
 def _without_nan(value: Any) -> Any:
@@ -247,18 +280,19 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _finish_card(script_args: ScriptArguments, trainer: ProGRPOTrainer) -> None:
-    """The model card with the dataset's name where that is a Hub name; then the push, so that plots go with it."""
-    name = script_args.dataset_name
-    hub_name = None if name == "shapes" or Path(name).expanduser().exists() else name
-    trainer.create_model_card(dataset_name=hub_name)
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(dataset_name=hub_name)
+def _hub_datasets(script_args: ScriptArguments) -> list[str] | None:
+    """Names on the Hub of the prompts that were trained on, for the model card."""
+    from ..model_card import name_on_hub
+    from .data import BUILDERS
+
+    paths = [entry.path for entry in script_args.datasets or []] or [script_args.dataset_name]
+    names = [path for path in paths if path not in BUILDERS.values() and name_on_hub(path)]
+    return list(dict.fromkeys(names)) or None
 
 
 def _saved_files(trainer: ProGRPOTrainer, output_dir: str) -> dict[str, Path]:
     from ..adapters import ADAPTER_FILE
 
     folder = Path(output_dir)
-    weights = ADAPTER_FILE if trainer.use_adapter else trainer.family.denoiser_name
-    return {"adapter" if trainer.use_adapter else "denoiser": folder / weights, "model card": folder / "README.md"}
+    weights = {"adapter": folder / ADAPTER_FILE} if trainer.use_adapter else {"pipeline": folder / "model_index.json"}
+    return {**weights, "model card": folder / "README.md"}

@@ -1,0 +1,160 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""`--dry_run`: what it says is what a run does, and it needs no weights to say it."""
+
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from trl_progrpo.cli.arguments import TrainParser
+from trl_progrpo.cli.dry_run import RolloutCost, resolved_config, to_yaml
+from trl_progrpo.cli.main import main
+from trl_progrpo.cli.skeleton import skeleton
+from trl_progrpo.families import family_class
+
+
+DEMO = Path(__file__).parents[1] / "examples" / "configs" / "shapes_demo.yaml"
+SHAPES = ["--model_name_or_path", "shapes", "--dataset_name", "shapes", "--reward_funcs", "shapes"]
+BATCH = ["--num_generations", "4", "--per_device_train_batch_size", "4", "--use_cpu", "--report_to", "none"]
+
+
+@pytest.fixture(scope="module")
+def without_weights(pipeline_path, tmp_path_factory):
+    """The tiny pipeline's folder with its configuration files only."""
+    folder = tmp_path_factory.mktemp("configs") / "tiny"
+    shutil.copytree(pipeline_path, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
+    assert not list(folder.rglob("*.safetensors"))
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["shapes", "pipeline_path"])
+def test_a_skeleton_answers_as_the_pipeline_does(model, request, without_weights):
+    from trl_progrpo.families import load_pipeline
+
+    real = request.getfixturevalue(model) if model != "shapes" else model
+    family = family_class(real)
+    bare, full = family(skeleton(without_weights if model != "shapes" else model)), family(load_pipeline(real))
+    assert (bare.height, bare.width, bare.latent_shape) == (full.height, full.width, full.latent_shape)
+    assert torch.equal(bare.make_schedule(7).sigmas, full.make_schedule(7).sigmas)
+    shapes = {name: p.shape for name, p in full.denoiser.named_parameters()}
+    assert {name: p.shape for name, p in bare.denoiser.named_parameters()} == shapes
+    assert all(p.is_meta for p in bare.denoiser.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prune_steps": None, "prune_sizes": None},
+        {"num_expansions": 4, "prune_steps": None, "prune_sizes": None},
+        {"num_expansions": 9, "prune_steps": [0, 2], "prune_sizes": [7, 5]},
+        {"guidance_scale": 3.0},
+    ],
+)
+def test_the_arithmetic_is_what_the_sampler_counts(make_trainer, make_config, redness, changes):
+    args = make_config(max_steps=1, audit_fraction=0.0, **changes)
+    trainer = make_trainer(args, reward_funcs=[redness, redness])
+    trainer.train()
+    cost = RolloutCost.of(args, 2, 2, trainer.family.nfe_per_row)
+    counted = asdict(trainer.last_rollout.cost)
+    assert {name: getattr(cost, name) for name in counted} == counted
+    assert len(trainer.last_rollout) == cost.prompts * args.num_generations
+    assert cost.sizes[0] == args.num_expansions
+    assert cost.sizes[-1] == args.num_generations
+
+
+def printed(capsys, *argv):
+    """Comments by label, and the YAML below them."""
+    assert main(["train", *argv, "--dry_run"]) == 0
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return dict(re.findall(r"^#   (.{22})(.*)$", out, re.MULTILINE)), yaml.safe_load(out), out
+
+
+class TestOutput:
+    def test_of_the_demo(self, capsys, tmp_path):
+        said, config, _ = printed(capsys, "--config", str(DEMO), "--output_dir", str(tmp_path / "out"))
+        said = {label.strip(): text for label, text in said.items()}
+        assert said["model family"] == "StableDiffusion3Family"
+        assert said["trained"].endswith("a LoRA of rank 16")
+        assert said["trained on"] == "shapes (weight 1)"
+        assert said["measured only"] == "shapes_strict"
+        assert said["prompts"] == "16"
+        assert said["per prompt"].startswith("48 -> 24 -> 12 (after step 5, after step 7)")
+        assert said["images decoded"] == "192, and 1,152 previews"
+        assert said["optimiser steps"] == "80"
+        assert said["rollouts"].startswith("20, ")
+        assert config["prune_sizes"] == [24, 12]
+        assert not list((tmp_path / "out").iterdir()), "nothing is trained or written"
+
+    def test_needs_no_weights(self, without_weights, tmp_path, capsys):
+        (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {i}" for i in range(8)))
+        argv = ["--model_name_or_path", without_weights, "--dataset_name", str(tmp_path / "prompts.txt")]
+        argv += ["--reward_funcs", "shapes", *BATCH, "--max_steps", "3", "--output_dir", str(tmp_path / "out")]
+        said, _, _ = printed(capsys, *argv, "--num_processes", "2")
+        said = {label.strip(): text for label, text in said.items()}
+        assert said["training prompts"] == "8"
+        assert said["held-out prompts"] == "none"
+        # Three rollouts of one prompt on each of two processes.
+        assert said["rollouts"] == "3, 0.75 passes over the prompts"
+
+    def test_a_stream(self, tmp_path, capsys):
+        argv = [*SHAPES, *BATCH, "--dataset_streaming", "--max_steps", "3", "--output_dir", str(tmp_path / "out")]
+        said, _, _ = printed(capsys, *argv)
+        assert said["training prompts".ljust(22)] == "a stream"
+
+    def test_is_a_configuration_that_gives_the_same_again(self, capsys, tmp_path):
+        flags = [*SHAPES, *BATCH, "--output_dir", str(tmp_path), "--max_steps", "5", "--lora_target_modules", "to_q"]
+        flags += ["--model_init_kwargs", '{"variant": "fp16"}', "--adam_beta2", "0.9", "--save_strategy", "no"]
+        flags += ["--negative_prompt", "ugly: no", "--hub_token", "hf_abcdefgh", "--lr_scheduler_type", "cosine"]
+        first = TrainParser().parse(flags, {}, "")
+        text = to_yaml(resolved_config(*first))
+        assert "hf_abcdefgh" not in text
+        assert "adam_beta2: 0.9\n" in text
+        assert "adam_beta1" not in text
+        again = TrainParser().parse([], yaml.safe_load(text), "run.yaml")
+        assert resolved_config(*again) == yaml.safe_load(text)
+        assert again[:2] == first[:2]
+        different = {key for key, value in first[2].to_dict().items() if again[2].to_dict()[key] != value}
+        assert different <= {"hub_token", "logging_dir", "run_name"}
+
+    def test_of_a_mixture(self, tmp_path):
+        entry = {"path": "shapes", "split": "train[:9]"}
+        flags = ["--model_name_or_path", "shapes", "--reward_funcs", "shapes", *BATCH, "--output_dir", str(tmp_path)]
+        first = TrainParser().parse(flags, {"datasets": [entry]}, "run.yaml")
+        again = TrainParser().parse([], yaml.safe_load(to_yaml(resolved_config(*first))), "run.yaml")
+        assert again[0] == first[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--prompt_column", "caption"], ["no column 'caption'", "its columns are prompt"]),
+        (["--dataset_train_split", "train[:1]", "--num_generations", "2"], ["has 1 prompts, but one rollout takes 2"]),
+        (["--dataset_streaming"], ["is a stream", "set `max_steps`"]),
+        (["--dataset_streaming", "--max_steps", "3", "--drop_text_encoders"], ["`drop_text_encoders` is True"]),
+        (["--reward_funcs", "shaeps"], ["'shaeps'", "shapes"]),
+        (["--policy", "ddim"], ["`policy` is 'ddim'", "flow_sde"]),
+        (["--model_name_or_path", "nobody/nothing"], ["`model` 'nobody/nothing'", "Hub"]),
+        (["--height", "31"], ["`height` is 31"]),
+        (["--lora_target_modules", "no_such_layer"], ["no_such_layer"]),
+        (
+            ["--dataset_name", "PROMPTS"],
+            ["row 1 has None in column 'prompt'", "every prompt must be a non-empty string"],
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(argv, parts, capsys, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": null}\n')
+    argv = [str(tmp_path / "p.jsonl") if part == "PROMPTS" else part for part in argv]
+    assert main(["train", *SHAPES, *BATCH, *argv, "--dry_run", "--output_dir", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.strip() and "Generating" not in line]
+    assert len(lines) == 1, err
+    for part in ["trl-progrpo train: error:", *parts]:
+        assert part in lines[0]

@@ -1,0 +1,192 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""`trl-progrpo score`: files, models and adapters, means with errors."""
+
+import json
+import math
+import re
+
+import pytest
+from PIL import Image
+from test_cli_sample import assert_one_sentence, shapes_adapter  # noqa: F401 (a fixture)
+
+from trl_progrpo.cli.main import main
+from trl_progrpo.cli.score import mean_and_error
+
+
+MODEL = ["--model_name_or_path", "shapes", "--num_inference_steps", "2", "--batch_size", "3"]
+
+
+def redness(prompts, images, **columns):
+    """How red the middle is, 0 to 1, if the prompt says red; none for others."""
+    return [
+        image.getpixel((image.width // 2, image.height // 2))[0] / 255 if "red" in prompt else None
+        for prompt, image in zip(prompts, images)
+    ]
+
+
+def wanted(prompts, images, target, **columns):
+    """A reward that needs a column."""
+    return target
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Four pictures of two sizes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, red, size in (("a", 0, 8), ("b", 51, 8), ("c", 102, 12), ("d", 255, 8)):
+        Image.new("RGB", (size, size), (red, 0, 0)).save(folder / f"{name}.png")
+    return folder
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class TestFiles:
+    def run(self, *argv):
+        return main(["score", "--reward_funcs", "test_cli_score:redness", *map(str, argv)])
+
+    def test_a_folder_with_texts_beside_the_images(self, pictures, tmp_path, capsys):
+        for name, prompt in zip("abcd", ("red", "red\n", "a red thing", "blue")):
+            (pictures / f"{name}.txt").write_text(prompt)
+        assert self.run("--images", pictures, "--output", tmp_path / "out.jsonl") == 0
+        # Of 0, 0.2 and 0.4: mean 0.2, sample deviation 0.2.
+        assert re.search(r"redness +0\.200 ± 0\.115", capsys.readouterr().out)
+        written = records(tmp_path / "out.jsonl")
+        assert [record["image"] for record in written] == [str(pictures / f"{name}.png") for name in "abcd"]
+        assert [record["prompt"] for record in written] == ["red", "red", "a red thing", "blue"]
+        assert [record["rewards"]["redness"] for record in written] == [
+            0,
+            pytest.approx(0.2),
+            pytest.approx(0.4),
+            None,
+        ]
+
+    def test_metadata_and_columns(self, pictures, tmp_path, capsys):
+        rows = [{"file_name": f"{name}.png", "caption": "red", "target": i} for i, name in enumerate("dcba")]
+        (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+        argv = [
+            "--images",
+            pictures,
+            "--prompt_column",
+            "caption",
+            "--output",
+            tmp_path / "out.jsonl",
+            "--batch_size",
+            "2",
+        ]
+        assert (
+            main(["score", "--reward_funcs", "test_cli_score:redness", "test_cli_score:wanted", *map(str, argv)]) == 0
+        )
+        out = capsys.readouterr().out
+        assert re.search(r"over 4 images", out)
+        assert re.search(r"wanted +1\.500 ± 0\.645", out)
+        assert [record["rewards"]["wanted"] for record in records(tmp_path / "out.jsonl")] == [0, 1, 2, 3]
+
+    def test_a_list_elsewhere_and_one_prompt_for_all(self, pictures, tmp_path, capsys):
+        (tmp_path / "list.jsonl").write_text("".join(f'{{"image": "pictures/{name}.png"}}\n' for name in "bd"))
+        assert self.run("--images", tmp_path / "list.jsonl", "--prompts", "red") == 0
+        assert re.search(r"redness +0\.600 ± 0\.400", capsys.readouterr().out)
+        assert self.run("--images", pictures, "--prompts", "blue") == 0
+        assert re.search(r"redness +–", capsys.readouterr().out)
+
+
+class TestModels:
+    def test_adapter_against_base(self, tmp_path, capsys, shapes_adapter):  # noqa: F811
+        argv = ["score", "--reward_funcs", "shapes", *MODEL, "--dataset_name", "shapes", "--eval_samples", "5"]
+        argv += [
+            "--adapter",
+            shapes_adapter,
+            "--output",
+            str(tmp_path / "o.jsonl"),
+            "--save_images",
+            str(tmp_path / "i"),
+        ]
+        assert main(argv) == 0
+        out = capsys.readouterr().out
+        written = records(tmp_path / "o.jsonl")
+        base, adapter = (
+            [record["rewards"]["shapes"] for record in written if record["source"] == source]
+            for source in ("base", "adapter")
+        )
+        assert len(base) == len(adapter) == 5
+        assert "over 5 images" in out
+        numbers = [float(x) for x in re.search(r"shapes (.*)", out).group(1).replace("±", " ").split()]
+        expected = [*mean_and_error(base), *mean_and_error(adapter)]
+        expected += mean_and_error([b - a for a, b in zip(base, adapter)])
+        assert numbers == pytest.approx(expected, abs=6e-4)
+        # The images are those of the prompts, and scoring them again gives the same.
+        again = ["score", "--reward_funcs", "shapes", "--images", str(tmp_path / "o.jsonl")]
+        assert main([*again, "--output", str(tmp_path / "again.jsonl")]) == 0
+        assert [r["rewards"] for r in records(tmp_path / "again.jsonl")] == [r["rewards"] for r in written]
+
+    def test_given_prompts(self, capsys):
+        assert main(["score", "--reward_funcs", "shapes", *MODEL, "--prompts", "a red circle", "a blue square"]) == 0
+        assert "over 2 images" in capsys.readouterr().out
+
+
+def test_mean_and_error():
+    assert mean_and_error([1.0, math.nan, 3.0]) == (2.0, 1.0)
+    assert mean_and_error([2.0])[0] == 2.0
+    assert math.isnan(mean_and_error([2.0])[1])
+    assert all(math.isnan(value) for value in mean_and_error([math.nan]))
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("argv", "parts"),
+        [
+            ([], ["give either --images", "or --model_name_or_path"]),
+            (["--images", "x", *MODEL], ["give either --images", "or --model_name_or_path"]),
+            (MODEL, ["give either --prompts or --dataset_name"]),
+            ([*MODEL, "--dataset_name", "shapes", "--prompts", "a"], ["give either --prompts or --dataset_name"]),
+            ([*MODEL, "--dataset_name", "shapes", "--eval_samples", "-1"], ["`--eval_samples` is -1"]),
+            ([*MODEL, "--dataset_name", "shapes", "--dataset_test_split", "dev"], ["`dataset_test_split` is 'dev'"]),
+            ([*MODEL, "--dataset_name", "shapes", "--prompt_column", "text"], ["no column 'text'", "are prompt, "]),
+            ([*MODEL, "--dataset_name", "BAD"], ["row 0 has 2 in column 'prompt'"]),
+            ([*MODEL, "--prompts", "a", " "], ["`--prompts` entry 1 has ' '"]),
+            (["--images", "x"], ["`--images` 'x' is neither a folder nor a .jsonl file"]),
+            (["--images", "x", "--prompts", "a", "b"], ["`--prompts` has 2 entries"]),
+            (["--images", "EMPTY"], ["holds no images"]),
+            (["--images", "UNTOLD"], ["a.png has no prompt under 'prompt'", "metadata.jsonl"]),
+            (["--images", "l.jsonl"], ["line 1 of l.jsonl names no image"]),
+            (["--images", "m.jsonl"], ["line 2 of m.jsonl is no JSON"]),
+            (["--images", "n.jsonl"], ["line 1 of n.jsonl", "n.jsonl' cannot be read as an image"]),
+            (["--images", "o.jsonl"], ["line 1 of o.jsonl has no prompt under 'prompt'; its other keys are text"]),
+            (["--images", "q.jsonl"], ["has the key 'preview'", "rename it"]),
+            (
+                ["--images", "UNTOLD", "--prompts", "a", "--output", "l.jsonl/o.jsonl"],
+                ["`--output`", "cannot be written"],
+            ),
+            ([*MODEL, "--prompts", "a", "--save_images", "l.jsonl"], ["`--save_images`", "cannot be written"]),
+            (["--images", "UNTOLD", "--prompts", "a", "--reward_funcs", "shaeps"], ["'shaeps'", "shapes"]),
+            (["--images", "UNTOLD", "--prompts", "a", "--reward_func", "shapes"], ["--reward_func", "--reward_funcs"]),
+        ],
+    )
+    def test_exit_2_and_one_sentence(self, argv, parts, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for folder in ("EMPTY", "UNTOLD"):
+            (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "UNTOLD/a.png")
+        (tmp_path / "l.jsonl").write_text('{"picture": "a.png", "prompt": "a"}\n')
+        (tmp_path / "m.jsonl").write_text('{"image": "UNTOLD/a.png", "prompt": "a"}\n{"image"\n')
+        (tmp_path / "n.jsonl").write_text('{"image": "n.jsonl", "prompt": "a"}\n')
+        (tmp_path / "o.jsonl").write_text('{"image": "UNTOLD/a.png", "text": "a"}\n')
+        (tmp_path / "q.jsonl").write_text('{"image": "UNTOLD/a.png", "prompt": "a", "preview": 1}\n')
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        argv = ["bad.jsonl" if part == "BAD" else part for part in argv]
+        (tmp_path / "bad.jsonl").write_text('{"prompt": 2}\n{"prompt": 3}\n')
+        extra = ["--dataset_test_split", "train"] if "bad.jsonl" in argv else []
+        assert main(["score", "--reward_funcs", "shapes", *argv, *extra]) == 2
+        out, err = capsys.readouterr()
+        lines = [line for line in err.splitlines() if line.strip() and "Generating" not in line]
+        assert out == ""
+        assert len(lines) == 1, err
+        for part in ["trl-progrpo score: error:", *parts]:
+            assert part in lines[0]
+
+    def test_a_reward_that_lacks_its_column(self, pictures, capsys):
+        argv = ["score", "--reward_funcs", "test_cli_score:wanted", "--images", str(pictures), "--prompts", "a"]
+        assert main(argv) == 2
+        assert_one_sentence(capsys, "wanted", "target")

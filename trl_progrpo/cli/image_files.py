@@ -1,0 +1,112 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Images that are already there, with their prompts: a folder, or a .jsonl file that lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import CommandError
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+IMAGE_COLUMNS = ("image", "file_name")
+"""Keys under which a row may name its image; the second is that of `metadata.jsonl` in image folders of `datasets`."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image, its prompt and what else its row says."""
+
+    path: Path
+    prompt: str
+    columns: dict[str, Any]
+    size: tuple[int, int]
+
+    def open(self) -> Image.Image:
+        from PIL import Image
+
+        with Image.open(self.path) as image:
+            return image.convert("RGB")
+
+
+def images_of(path: str, prompt_column: str = "prompt", prompt: str | None = None) -> list[ImageFile]:
+    """
+    The images of a folder or a .jsonl file.
+
+    In a folder prompts come from `metadata.jsonl` if there is one, else from a text file beside each image
+    (`cat.png`, `cat.txt`). Names in a file are relative to its folder.
+
+    Args:
+        path (`str`): folder or file.
+        prompt_column (`str`, *optional*, defaults to `"prompt"`): key of the prompts.
+        prompt (`str`, *optional*): of all images, instead of what the files say.
+
+    Raises:
+        CommandError: if there are no images, one cannot be read, or has no prompt.
+    """
+    source = Path(path).expanduser()
+    if source.is_dir():
+        listed = source / "metadata.jsonl"
+        rows = _rows(listed) if listed.is_file() else _folder_rows(source, prompt_column)
+    elif source.is_file() and source.suffix == ".jsonl":
+        rows = _rows(source)
+    else:
+        raise CommandError(f"`--images` {path!r} is neither a folder nor a .jsonl file; give one of them.")
+    files = [_image_file(where, image, row, prompt_column, prompt) for where, image, row in rows]
+    if not files:
+        raise CommandError(f"`--images` {path!r} holds no images; known kinds are {', '.join(SUFFIXES)}.")
+    return files
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"line {number} of {file.name}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise CommandError(f"{where} is no JSON ({error}).") from error
+            key = next((key for key in IMAGE_COLUMNS if isinstance(row, dict) and isinstance(row.get(key), str)), None)
+            if key is None:
+                raise CommandError(
+                    f"{where} names no image; give every row a file under {' or '.join(IMAGE_COLUMNS)!r}."
+                )
+            yield where, file.parent / row.pop(key), row
+
+
+def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+        text = path.with_suffix(".txt")
+        yield path.name, path, {prompt_column: text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
+
+
+def _image_file(where: str, path: Path, row: dict[str, Any], prompt_column: str, prompt: str | None) -> ImageFile:
+    from PIL import Image, UnidentifiedImageError
+
+    found = row.pop(prompt_column, None) if prompt is None else prompt
+    if not isinstance(found, str) or not found.strip():
+        keys = f"; its other keys are {', '.join(row)}" if row else ""
+        raise CommandError(
+            f"{where} has no prompt under {prompt_column!r}{keys}; give one in metadata.jsonl or a .txt file beside the image, "
+            "or one for all images with --prompts."
+        )
+    taken = sorted({"prompts", "images", "preview"} & set(row))
+    if taken:
+        raise CommandError(f"{where} has the key {taken[0]!r}, under which rewards get something else; rename it.")
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except (OSError, UnidentifiedImageError) as error:
+        raise CommandError(f"{where}: {str(path)!r} cannot be read as an image ({error}).") from error
+    return ImageFile(path, found, row, size)

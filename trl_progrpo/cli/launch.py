@@ -1,0 +1,173 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Flags of `accelerate launch` given to `trl-progrpo train`, as TRL's command takes them: the run is started through it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .base import CommandError, refuse_unknown_flags
+
+
+LAUNCHED = "TRL_PROGRPO_LAUNCHED"
+"""Environment variable that tells a process that it was started from here."""
+
+_OURS = {"training_script", "module", "no_python", "help"}
+
+
+def split_launch(
+    parser: argparse.ArgumentParser, flags: Sequence[str], config: Mapping[str, Any], config_path: str
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """
+    Tells what is meant for the launcher from what is meant for the training; what `parser` knows is the training's.
+
+    Args:
+        parser (`argparse.ArgumentParser`): knows the options of the training.
+        flags (`Sequence[str]`): flags without `--config`.
+        config (`Mapping`): keys of the YAML file.
+        config_path (`str`): its name, for messages.
+
+    Returns:
+        Flags for `accelerate launch`, those of the file first; the other flags; the other keys.
+
+    Raises:
+        CommandError: for a flag that neither knows.
+    """
+    unknown = parser.parse_known_args(list(flags))[1]
+    own_keys = {action.dest for action in parser._actions}
+    foreign = {key: value for key, value in config.items() if str(key).replace("-", "_") not in own_keys}
+    if not unknown and not foreign:
+        return [], list(flags), dict(config)
+
+    options = launch_options()
+    keys = {action.dest: action for action in options.values()}
+    for_launch = {key: value for key, value in foreign.items() if str(key).replace("-", "_") in keys}
+    rest = {key: value for key, value in config.items() if key not in for_launch}
+    if was_launched():
+        # The file is read by every process; the launcher has already done what it says.
+        return [], list(flags), rest
+    refuse_unknown_flags(parser, _not_in(unknown, options), options)
+    launch = [part for key, value in for_launch.items() for part in _as_flag(keys, key, value, config_path)]
+    return launch + unknown, _without(flags, unknown), rest
+
+
+def was_launched() -> bool:
+    """Whether this process is one that a launcher started, here or by hand."""
+    return LAUNCHED in os.environ or "LOCAL_RANK" in os.environ
+
+
+def launch_arguments(launch: Sequence[str], training: Sequence[str], use_cpu: bool = False) -> argparse.Namespace:
+    """
+    What `accelerate launch` makes of `launch`, running `trl-progrpo` with the arguments `training`.
+
+    Raises:
+        CommandError: for a value that it does not take, or an unknown `--accelerate_config`.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = launch_command_parser()
+
+    def refuse(message: str):
+        raise CommandError(f"{message}; see `accelerate launch --help`.")
+
+    parser.error = refuse
+    arguments = parser.parse_args([*_named_config(launch), "--module", "trl_progrpo.cli", *training])
+    if arguments.training_script != "trl_progrpo.cli":
+        raise CommandError(f"unexpected argument {arguments.training_script!r}; values follow a flag.")
+    several = arguments.num_processes is not None and arguments.num_processes > 1
+    if use_cpu and several and arguments.config_file is None and not arguments.use_fsdp:
+        # Otherwise accelerate counts GPUs, finds none, and silently starts one process.
+        arguments.multi_gpu = True
+    return arguments
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Runs `accelerate launch`; returns the exit status. What went wrong has been told by the processes themselves."""
+    import subprocess
+
+    from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ[LAUNCHED] = "1"
+    try:
+        launch_command(arguments)
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except (ValueError, ImportError) as error:
+        raise CommandError(f"accelerate could not launch the run: {error}") from error
+    finally:
+        del os.environ[LAUNCHED]
+    return 0
+
+
+def accelerate_configs() -> list[str]:
+    """Names of the configurations that come with TRL."""
+    folder = resources.files("trl").joinpath("accelerate_configs")
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def launch_options() -> dict[str, argparse.Action]:
+    """`accelerate launch`'s options by flag, with TRL's `--accelerate_config`."""
+    from accelerate.commands.launch import launch_command_parser
+
+    options = {
+        flag: action
+        for action in launch_command_parser()._actions
+        for flag in action.option_strings
+        if action.dest not in _OURS and flag.startswith("--")
+    }
+    return options | {"--accelerate_config": argparse.Action(["--accelerate_config"], "accelerate_config")}
+
+
+def _named_config(launch: Sequence[str]) -> list[str]:
+    """`--accelerate_config NAME` as `--config_file FILE`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--accelerate_config", "--accelerate-config")
+    try:
+        known, rest = parser.parse_known_args(list(launch))
+    except argparse.ArgumentError as error:
+        raise CommandError("`--accelerate_config` has no value; give a file or a name.") from error
+    name = known.accelerate_config
+    if name is None:
+        return list(launch)
+    if not Path(name).is_file():
+        if name not in accelerate_configs():
+            raise CommandError(
+                f"`--accelerate_config` {name!r} is neither a file nor one of {', '.join(accelerate_configs())}."
+            )
+        name = str(resources.files("trl").joinpath("accelerate_configs", f"{name}.yaml"))
+    return ["--config_file", name, *rest]
+
+
+def _not_in(unknown: Sequence[str], options: Mapping[str, Any]) -> list[str]:
+    """Flags that the launcher does not know either, and words before the first flag."""
+    stray = [] if not unknown or unknown[0].startswith("-") else [unknown[0]]
+    flags = [token for token in unknown if token.startswith("-") and not token.lstrip("-")[:1].isdigit()]
+    known = set(options) | {flag.replace("_", "-") for flag in options}
+    return stray + [flag for flag in flags if flag.split("=")[0] not in known]
+
+
+def _as_flag(keys: Mapping[str, argparse.Action], key: str, value: Any, config_path: str) -> list[str]:
+    name = str(key).replace("-", "_")
+    if isinstance(value, (dict, list)) or value is None:
+        raise CommandError(f"`{key}` is {value!r} in {config_path}; give one value.")
+    if keys[name].nargs == 0:
+        return [f"--{name}"] if value else []
+    return [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _without(flags: Sequence[str], unknown: Sequence[str]) -> list[str]:
+    """`flags` less `unknown`, which stand in it in this order."""
+    left, kept = list(unknown), []
+    for token in flags:
+        if left and token == left[0]:
+            left.pop(0)
+        else:
+            kept.append(token)
+    return kept

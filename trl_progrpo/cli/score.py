@@ -1,0 +1,244 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""`trl-progrpo score`: rewards of images, from files or from a model, with standard errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .base import CommandError, CommandParser, quieten_libraries, user_errors
+from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
+from .image_files import ImageFile, images_of
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from ..rewards import RewardRunner
+
+
+Record = dict[str, Any]
+"""`{"image", "source", "prompt", "rewards": {name: value}}` of one image."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parses `argv`, scores, prints the table and writes the file."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    records = score(args)
+    print_table(records)
+    if args.output is not None:
+        lines = [json.dumps(_without_nan(record), ensure_ascii=False) for record in records]
+        Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+def score(args: argparse.Namespace) -> list[Record]:
+    """
+    One record per image.
+
+    Raises:
+        CommandError: for a mistake of the user's.
+    """
+    quieten_libraries()
+    from ..rewards import RewardRunner
+
+    with user_errors():
+        runner = RewardRunner(args.reward_funcs)
+    if args.images is not None:
+        files = images_of(args.images, args.prompt_column, (args.prompts or [None])[0])
+        return list(_score_files(runner, files, args.batch_size))
+    rows = _rows(args)
+    prompts = [row[args.prompt_column] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != args.prompt_column}
+    pipeline, call = load_model(args)
+    records = []
+    for source, images in base_and_adapter(pipeline, prompts, call, args).items():
+        names = _save(images, source, args.save_images)
+        records += _score(runner, prompts, images, columns, args.batch_size, names, source)
+    return records
+
+
+def print_table(records: Sequence[Record], console: Console | None = None) -> None:
+    """Mean and standard error of every reward; with an adapter the paired difference to the base as well."""
+    from rich.console import Console
+
+    from .summary import make_table, with_error
+
+    sources = list(dict.fromkeys(record["source"] for record in records))
+    names = list(records[0]["rewards"])
+    values = {
+        source: {name: [r["rewards"][name] for r in records if r["source"] == source] for name in names}
+        for source in sources
+    }
+    rows = [(name, *(mean_and_error(values[source][name]) for source in sources)) for name in names]
+    if sources == ["base", "adapter"]:
+        rows = [
+            (
+                name,
+                base,
+                adapter,
+                mean_and_error([b - a for a, b in zip(values["base"][name], values["adapter"][name])]),
+            )
+            for name, base, adapter in rows
+        ]
+        sources = [*sources, "difference"]
+    scored = len(records) // (2 if "adapter" in sources else 1)
+    table = make_table("Rewards", f"mean ± standard error over {scored} images", "reward", *sources)
+    for name, *cells in rows:
+        signs = ["+" if source == "difference" else "" for source in sources]
+        table.add_row(name, *(with_error(*cell, sign) for cell, sign in zip(cells, signs)))
+    (console or Console(highlight=False)).print(table)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error of the values that are numbers; NaN where there are too few."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return math.nan, math.nan
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, math.nan
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="trl-progrpo score",
+        description="Score images with rewards: those of a folder or a .jsonl file, or images of a model and an adapter "
+        "for the prompts of a dataset.",
+    )
+    parser.add_argument(
+        "--reward_funcs", nargs="+", required=True, metavar="NAME",
+        help="rewards: names or dotted paths such as package.module:function",
+    )  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", help=".jsonl file to write, one line per image")
+    given = parser.add_argument_group("images that are there")
+    given.add_argument(
+        "--images", metavar="PATH",
+        help="folder of images with prompts in metadata.jsonl or in .txt files beside them, or a .jsonl file whose rows name "
+        "an image and a prompt",
+    )  # fmt: skip
+    data = parser.add_argument_group("prompts")
+    data.add_argument("--prompts", nargs="+", metavar="TEXT", help="one image each; with --images, one prompt for all")
+    data.add_argument("--dataset_name", metavar="DATA", help="'shapes', a file, a folder, or a dataset on the Hub")
+    data.add_argument("--dataset_config", metavar="CONFIG", help="configuration of the dataset")
+    data.add_argument("--dataset_test_split", default="test", metavar="SPLIT", help="which prompts of the dataset")
+    data.add_argument("--prompt_column", default="prompt", metavar="COLUMN", help="where the prompts are")
+    data.add_argument(
+        "--eval_samples", type=int, default=64, metavar="N", help="prompts to draw; 0 for all of the split"
+    )
+    data.add_argument("--save_images", metavar="DIR", help="folder to keep the drawn images in")
+    add_model_arguments(parser, required=False)
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_model_arguments(args)
+    if (args.images is None) == (args.model_name_or_path is None):
+        raise CommandError("give either --images, to score what is there, or --model_name_or_path, to draw images.")
+    if args.images is not None and args.prompts is not None and len(args.prompts) > 1:
+        raise CommandError(
+            f"`--prompts` has {len(args.prompts)} entries; with --images give one for all, or a .jsonl file with prompts."
+        )
+    if args.images is None and (args.prompts is None) == (args.dataset_name is None):
+        raise CommandError("give either --prompts or --dataset_name, so that there is something to draw.")
+    if args.eval_samples < 0:
+        raise CommandError(f"`--eval_samples` is {args.eval_samples}; give a number of prompts, or 0 for all.")
+    if args.output is not None:
+        check_writable("--output", args.output)
+    if args.save_images is not None:
+        check_writable("--save_images", str(Path(args.save_images) / "base_00000.png"))
+
+
+def _rows(args: argparse.Namespace) -> list[Mapping[str, Any]]:
+    """The prompts to draw, with the further columns of the dataset."""
+    from ..data import as_prompts, check_prompts
+    from .data import load_source, take_prompts
+
+    if args.dataset_name is not None:
+        dataset = load_source(
+            args.dataset_name,
+            args.dataset_config,
+            args.dataset_test_split,
+            args.prompt_column,
+            split_field="dataset_test_split",
+        )
+    with user_errors():
+        if args.dataset_name is None:
+            dataset = as_prompts(args.prompts, args.prompt_column, "--prompts")
+        check_prompts(dataset, args.prompt_column, args.dataset_name or "--prompts")
+    return list(take_prompts(dataset, args.eval_samples) if args.dataset_name is not None else dataset)
+
+
+def _score_files(runner: RewardRunner, files: Sequence[ImageFile], batch_size: int) -> Iterator[Record]:
+    """Images of one size after the other share a batch."""
+    for _, same in groupby(files, key=lambda file: file.size):
+        same = list(same)
+        for start in range(0, len(same), batch_size):
+            batch = same[start : start + batch_size]
+            keys = dict.fromkeys(key for file in batch for key in file.columns)
+            columns = {key: [file.columns.get(key) for file in batch] for key in keys}
+            yield from _score(
+                runner,
+                [file.prompt for file in batch],
+                [file.open() for file in batch],
+                columns,
+                batch_size,
+                [str(file.path) for file in batch],
+                "images",
+            )
+
+
+def _score(
+    runner: RewardRunner,
+    prompts: Sequence[str],
+    images: Sequence[Image.Image],
+    columns: Mapping[str, Sequence[Any]],
+    batch_size: int,
+    names: Sequence[str],
+    source: str,
+) -> list[Record]:
+    records = []
+    for start in range(0, len(images), batch_size):
+        batch = slice(start, start + batch_size)
+        # A reward that lacks a column, or returns nonsense, says so in a sentence of its runner.
+        with user_errors(ours_only=True):
+            scores = runner(prompts[batch], _tensor(images[batch]), {k: list(v[batch]) for k, v in columns.items()})
+        for name, prompt, row in zip(names[batch], prompts[batch], scores.tolist()):
+            records.append(
+                {"image": name, "source": source, "prompt": prompt, "rewards": dict(zip(runner.names, row))}
+            )
+    return records
+
+
+def _tensor(images: Sequence[Image.Image]):
+    import numpy as np
+    import torch
+
+    arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _save(images: Sequence[Image.Image], source: str, folder: str | None) -> list[str]:
+    """Names of the drawn images, which are kept if there is a folder for them."""
+    names = [f"{source}_{index:05d}.png" for index in range(len(images))]
+    if folder is None:
+        return names
+    paths = [Path(folder) / name for name in names]
+    for image, path in zip(images, paths):
+        image.save(path)
+    return [str(path) for path in paths]
+
+
+def _without_nan(record: Record) -> Record:
+    """NaN is no JSON."""
+    rewards = {name: None if math.isnan(value) else value for name, value in record["rewards"].items()}
+    return {**record, "rewards": rewards}
