@@ -168,7 +168,7 @@ def make_trainer(make_pipeline, make_config, redness):
     def make(args=None, **kwargs):
         prompts = kwargs.pop("prompts", PROMPTS)
         names = ("model", "reward_funcs", "train_dataset", "eval_dataset", "callbacks", "peft_config", "optimizers")
-        names += ("eval_reward_funcs",)
+        names += ("eval_reward_funcs", "preview_reward_funcs")
         given = {name: kwargs.pop(name) for name in names if name in kwargs}
         defaults = {
             "reward_funcs": redness,

@@ -158,7 +158,6 @@ class TestBeforeAnyWeightsAreRead:
             ({"train_dataset": Dataset.from_dict({"caption": ["a"]})}, ("`train_dataset`", "'prompt'", "caption")),
             ({"train_dataset": Dataset.from_dict({"prompt": []})}, ("`train_dataset` is empty",)),
             ({"train_dataset": Dataset.from_dict({"prompt": [1, 2, 3]})}, ("`train_dataset` row 0 has 1",)),
-            ({"train_dataset": DATASET.to_iterable_dataset()}, ("`train_dataset` is IterableDataset",)),
             ({"train_dataset": DATASET.select([0])}, ("`train_dataset` has 1 prompts", "one rollout takes 2")),
             ({"eval_dataset": Dataset.from_dict({"prompt": [None]})}, ("`eval_dataset` row 0 has None",)),
             ({"eval_dataset": {"hard": Dataset.from_dict({"x": ["a"]})}}, ("`eval_dataset['hard']`", "'prompt'")),

@@ -28,8 +28,16 @@ def run_demo(folder, *flags):
 
 
 def test_a_shortened_demo_leaves_everything_it_names(tmp_path):
-    results, printed = run_demo(tmp_path, "--max_steps", "2", "--eval_samples", "16", "--per_device_train_batch_size", "12")
-    for name in ("pytorch_lora_weights.safetensors", "README.md", "before_after.png", "reward_curve.png", "prune_funnel.png"):
+    results, printed = run_demo(
+        tmp_path, "--max_steps", "2", "--eval_samples", "16", "--per_device_train_batch_size", "12"
+    )
+    for name in (
+        "pytorch_lora_weights.safetensors",
+        "README.md",
+        "before_after.png",
+        "reward_curve.png",
+        "prune_funnel.png",
+    ):
         assert (tmp_path / name).stat().st_size > 1000, name
         assert name in printed
     assert results["before"]["eval_num_prompts"] == results["after"]["eval_num_prompts"] == 16

@@ -89,23 +89,25 @@ def test_every_python_block_is_found():
         assert len(blocks(page)) == page.read_text(encoding="utf-8").count("```python"), page
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/data.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md"]
+)
 def test_python_runs(name, small_runs):
     torch.manual_seed(0)
     run_page(ROOT / name, {"__name__": "documentation"})
 
 
 def test_other_pages_have_no_code_that_is_not_run():
-    run = {"README.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md", "docs/families.md"}
+    run = {"README.md", "docs/data.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md", "docs/families.md"}
     for page in PAGES:
         assert str(page.relative_to(ROOT)) in run or not [b for b in blocks(page) if not b["marker"]], page
 
 
 def test_recipe_family(restored_registries):
-    """The family in CONTRIBUTING.md keeps every promise of a family."""
+    """The family in docs/families.md keeps every promise of a family."""
     from trl_progrpo.testing import check_family
 
-    (block,) = [b for b in blocks(ROOT / "CONTRIBUTING.md") if "class AuraFlowFamily" in b["code"]]
+    (block,) = [b for b in blocks(ROOT / "docs" / "families.md") if "class AuraFlowFamily" in b["code"]]
     FAMILIES._objects.pop("AuraFlowPipeline", None)
     exec(block["code"], {"__name__": "documentation"})
     report = check_family(
@@ -208,14 +210,18 @@ def test_no_paths_of_a_machine(page):
 
 def test_commands_in_the_documentation_exist():
     """Every flag of a documented `trl-progrpo` command is one that its parser knows."""
+    from trl_progrpo.cli import report, reward_server, sample, score
     from trl_progrpo.cli.arguments import TrainParser
+    from trl_progrpo.cli.launch import launch_options
     from trl_progrpo.cli.main import COMMANDS
-    from trl_progrpo.cli.sample import _parser
 
-    flags = {"train": set(TrainParser()._option_string_actions), "sample": set(_parser()._option_string_actions)}
+    flags = {"train": {*TrainParser()._option_string_actions, *launch_options()}}
+    for part in (report, reward_server, sample, score):
+        name = part.__name__.split(".")[-1].replace("_", "-")
+        flags[name] = set(part._parser()._option_string_actions)
     found = 0
     for page in PAGES:
-        for command, rest in re.findall(r"trl-progrpo (\w+)((?: [^\n`|]*)?)", page.read_text(encoding="utf-8")):
+        for command, rest in re.findall(r"trl-progrpo (\w[\w-]*)((?: [^\n`|]*)?)", page.read_text(encoding="utf-8")):
             assert command in COMMANDS, (page, command)
             for flag in re.findall(r"--\w+", rest):
                 found += 1

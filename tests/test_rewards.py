@@ -134,13 +134,6 @@ class TestWhatItMayReturn:
             RewardRunner(returning(values))(PROMPTS, IMAGES)
         assert "\n" not in str(error.value)
 
-    def test_an_error_of_the_function_itself_is_not_hidden(self):
-        def broken(prompts, images):
-            raise KeyError("mine")
-
-        with pytest.raises(KeyError, match="mine"):
-            RewardRunner(broken)(PROMPTS, IMAGES)
-
 
 class TestNamesAndWeights:
     def test_one_function_or_several_by_name_or_by_path(self):
@@ -188,3 +181,60 @@ class TestNamesAndWeights:
         images = torch.zeros(2, 3, 32, 32)
         scores = RewardRunner(["shapes", "shapes_strict"])(["a red circle", "a blue square"], images)
         assert scores.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+class TestCoroutines:
+    def test_are_awaited_at_the_same_time(self):
+        """Each waits for the other, so one after the other would never end."""
+        import asyncio
+
+        arrived = {}
+
+        def meeting(name, other):
+            async def reward(prompts, images):
+                arrived.setdefault(name, asyncio.Event()).set()
+                while other not in arrived:
+                    await asyncio.sleep(0.001)
+                await arrived[other].wait()
+                return [float(len(name))] * len(prompts)
+
+            return reward
+
+        runner = RewardRunner([meeting("one", "three"), zeros, meeting("three", "one")])
+        assert runner(PROMPTS, IMAGES).tolist() == [[3.0, 0.0, 5.0]] * 3
+
+    def test_live_in_one_event_loop(self):
+        import asyncio
+
+        loops = []
+
+        async def reward(prompts, images):
+            loops.append(asyncio.get_running_loop())
+            return [0.0] * len(prompts)
+
+        runner = RewardRunner(reward)
+        runner(PROMPTS, IMAGES)
+        runner(PROMPTS, IMAGES)
+        assert loops[0] is loops[1]
+
+    def test_an_object_with_an_async_call_is_one(self):
+        class Reward:
+            async def __call__(self, prompts, images, **columns):
+                return [1.0] * len(prompts)
+
+        assert RewardRunner(Reward())(PROMPTS, IMAGES).tolist() == [[1.0]] * 3
+
+    @pytest.mark.parametrize("kind", ["sync", "async"])
+    def test_what_they_raise_is_told_with_the_functions_name(self, kind):
+        def sync(prompts, images, **columns):
+            raise KeyError("text")
+
+        async def later(prompts, images, **columns):
+            raise KeyError("text")
+
+        function = {"sync": sync, "async": later}[kind]
+        with pytest.raises(
+            ValueError, match=rf"reward function `{function.__name__}` raised KeyError: 'text' .*line \d+"
+        ) as e:
+            RewardRunner(function)(PROMPTS, IMAGES)
+        assert isinstance(e.value.__cause__, KeyError)

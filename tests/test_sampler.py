@@ -296,8 +296,8 @@ class TestCost:
         family = make_family(guidance_scale=guidance)
         network = NetworkRows(family.denoiser)
         decoded = []
-        decode = family.decode
-        family.decode = lambda latents: decoded.append(len(latents)) or decode(latents)
+        decode = family.decode_spatial
+        family.decode_spatial = lambda latents: decoded.append(len(latents)) or decode(latents)
 
         rollout = run(make_sampler(family, **PAPER, rollout_batch_size=24), PROMPTS[:2])
 
@@ -341,8 +341,8 @@ class TestCost:
         seen = []
         decoder.decoder.register_forward_hook(lambda module, args, output: seen.append(len(output)))
         family = make_family()
-        decode, decoded = family.decode, []
-        family.decode = lambda latents: decoded.append(len(latents)) or decode(latents)
+        decode, decoded = family.decode_spatial, []
+        family.decode_spatial = lambda latents: decoded.append(len(latents)) or decode(latents)
         run(make_sampler(family, num_expansions=6, prune_steps=[2], prune_sizes=[4], preview_decoder=decoder))
         assert seen == [18]
         assert decoded == [12]
@@ -510,3 +510,119 @@ class TestScoring:
         assert [preview for preview, *_ in cheap.calls] == [True]
         assert [preview for preview, *_ in scorer.calls] == [False]
         assert rollout.cost.reward_calls == 18 * 2 + 12
+
+
+class TestWaves:
+    PRUNED = {"num_expansions": 8, "prune_steps": [1, 3], "prune_sizes": [6, 4], "rollout_batch_size": 1}
+
+    @pytest.mark.parametrize("waves", [2, 3, 5])
+    @pytest.mark.parametrize("rule", ["ovf", "random"])
+    def test_give_what_one_wave_gives(self, make_sampler, waves, rule):
+        family, rule = make_sampler().family, PRUNING_RULES.get(rule)
+        alone = run(make_sampler(family, **self.PRUNED, pruning_rule=rule), audit=[1])
+        together = run(make_sampler(family, **self.PRUNED, pruning_rule=rule, num_waves=waves), audit=[1])
+        assert_same_rollout(alone, together)
+        assert together.cost == alone.cost
+        for records in ("prune_records", "audit_records"):
+            assert len(getattr(alone, records)) == len(getattr(together, records)) == 2
+            for one, other in zip(getattr(alone, records), getattr(together, records)):
+                assert one.step_index == other.step_index
+                for name in ("prompt_index", "member", "rewards", "kept", "final_rewards"):
+                    assert (getattr(one, name) is None) == (getattr(other, name) is None)
+                    assert getattr(one, name) is None or torch.equal(getattr(one, name), getattr(other, name)), name
+
+    def test_a_rule_judges_each_group_by_itself(self, make_sampler):
+        """So the choice does not depend on which prompts share a rollout, a wave or a process."""
+        family, rule = make_sampler().family, PRUNING_RULES.get("random")
+        settings = {**self.PRUNED, "pruning_rule": rule}
+        together = run(make_sampler(family, **settings))
+        apart = [run(make_sampler(family, **settings), [p], first_slot=i) for i, p in enumerate(PROMPTS)]
+        assert torch.equal(together.member, torch.cat([rollout.member for rollout in apart]))
+
+    def test_a_reward_that_fails_stops_the_rollout(self, make_sampler):
+        def broken(prompts, images, columns, preview):
+            raise ZeroDivisionError("no")
+
+        with pytest.raises(ZeroDivisionError):
+            run(make_sampler(scorer=broken, num_waves=2))
+
+    def test_the_seconds_of_scoring_are_waited_for_or_saved(self, make_sampler, scorer):
+        sampler = make_sampler(**self.PRUNED, num_waves=3)
+        run(sampler)
+        assert set(sampler.saved.drain()) == {"reward"}
+        assert set(sampler.timer.drain()) == {"denoise", "preview", "decode", "reward"}
+
+
+class TestAudit:
+    PRUNED = {"num_expansions": 8, "prune_steps": [1, 3], "prune_sizes": [6, 4], "rollout_batch_size": 1}
+
+    def test_survivors_do_not_notice(self, make_sampler):
+        family = make_sampler().family
+        plain, audited = (
+            run(make_sampler(family, **self.PRUNED)),
+            run(make_sampler(family, **self.PRUNED), audit=[0, 2]),
+        )
+        assert_same_rollout(plain, audited)
+        for one, other in zip(plain.prune_records, audited.prune_records):
+            assert torch.equal(one.rewards, other.rewards)
+            assert torch.equal(one.kept, other.kept)
+        assert plain.audit_records == ()
+        # Two groups whose 2 rows go 2 steps further, and 2 more 1 step.
+        assert audited.cost.nfe - plain.cost.nfe == 2 * (2 * 3 + 2 * 1)
+        assert audited.cost.decodes - plain.cost.decodes == 2 * 4
+        assert audited.cost.preview_decodes - plain.cost.preview_decodes == 2 * 2
+
+    def test_records_hold_whole_groups_and_their_true_rewards(self, make_sampler):
+        family = make_sampler().family
+        audited = run(make_sampler(family, **self.PRUNED), audit=[0, 2])
+        whole = run(make_sampler(family, num_generations=8, rollout_batch_size=1))
+        true = whole.rewards.view(3, 8)[[0, 2]].flatten()
+        for record, size in zip(audited.audit_records, (6, 4)):
+            assert record.prompt_index.tolist() == [0] * 8 + [2] * 8
+            assert record.member.tolist() == [*range(8)] * 2
+            assert torch.equal(record.final_rewards, true)
+            assert record.kept.view(2, 8).sum(1).tolist() == [size, size]
+        first, second = audited.audit_records
+        assert not (second.kept & ~first.kept).any()
+        survivors = audited.member[audited.prompt_index != 1]
+        assert torch.equal(second.member[second.kept], survivors)
+
+    def test_with_a_last_selection_on_true_rewards(self, make_sampler):
+        settings = {**self.PRUNED, "prune_sizes": [6, 5]}
+        family = make_sampler().family
+        plain, audited = run(make_sampler(family, **settings)), run(make_sampler(family, **settings), audit=[1])
+        assert_same_rollout(plain, audited)
+        assert len(audited.prune_records) == 3
+        assert len(audited.audit_records) == 2
+
+
+class TestSmallPreviews:
+    @pytest.mark.parametrize("with_decoder", [False, True])
+    def test_previews_are_smaller_and_images_are_not(self, make_sampler, make_family, scorer, with_decoder):
+        family = make_family()
+        decoder = None
+        if with_decoder:
+            from diffusers import AutoencoderTiny
+
+            decoder = AutoencoderTiny(
+                encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+                num_decoder_blocks=(1, 1), latent_channels=4, upsampling_scaling_factor=2,
+            )  # fmt: skip
+        sampler = make_sampler(
+            family, num_expansions=6, prune_steps=[2], prune_sizes=[4], preview_downscale=2, preview_decoder=decoder
+        )
+        run(sampler)
+        [small], [full] = ([i for flag, _, i, _ in scorer.calls if flag is preview] for preview in (True, False))
+        assert full.shape[-2:] == (family.height, family.width)
+        assert small.shape == (18, 3, family.height // 2, family.width // 2)
+
+    def test_batches_of_their_own_size(self, make_sampler, make_family):
+        family, sizes = make_family(), []
+        decode = family.decode_spatial
+        family.decode_spatial = lambda latents: sizes.append(len(latents)) or decode(latents)
+        run(
+            make_sampler(
+                family, num_expansions=6, prune_steps=[2], prune_sizes=[4], preview_batch_size=9, decode_batch_size=5
+            )
+        )
+        assert sizes == [9, 9, 5, 5, 2]

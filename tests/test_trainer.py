@@ -661,3 +661,80 @@ torch.save({{n: p.detach() for n, p in trainer.family.denoiser.named_parameters(
         folder = Path(trainer.args.output_dir)
         assert "load_lora_weights" in (folder / "README.md").read_text()
         assert json.loads((folder / "training_args.json").read_text())["num_expansions"] == 6
+
+
+class TestSeveralRewards:
+    @staticmethod
+    @image_type("pt")
+    def brightness(prompts, images, **columns):
+        return (100 * images.mean((1, 2, 3))).tolist()
+
+    def test_gdpo_normalises_each_reward_first(self, make_trainer, redness):
+        trainer = make_trainer(
+            reward_funcs=[redness, self.brightness], reward_weights=[1.0, 0.5], max_steps=1, adv_clip_max=None,
+            multi_objective_aggregation="normalize_then_sum",
+        )  # fmt: skip
+        trainer.train()
+        rewards = trainer.last_rollout.rewards_per_func.double().view(2, 4, 2)
+        centred = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, correction=0, keepdim=True) + 1e-4)
+        total = (centred * torch.tensor([1.0, 0.5])).sum(2)
+        expected = (total / (total.std(correction=0) + 1e-4)).flatten().float()
+        torch.testing.assert_close(trainer.last_rollout.advantages, expected, rtol=1e-4, atol=1e-5)
+        # The other way, brightness, which is a hundred times as large, decides almost alone.
+        other = make_trainer(reward_funcs=[redness, self.brightness], reward_weights=[1.0, 0.5], max_steps=1)
+        other.train()
+        assert (other.last_rollout.advantages - expected).abs().max() > 0.1
+
+    def test_previews_may_be_scored_by_other_functions(self, make_trainer, redness):
+        asked = []
+
+        @image_type("pt")
+        def cheap(prompts, images, preview):
+            asked.append(preview)
+            return images.mean((1, 2, 3)).tolist()
+
+        @image_type("pt")
+        def dear(prompts, images, preview):
+            asked.append(preview)
+            return redness(prompts, images)
+
+        make_trainer(reward_funcs=dear, preview_reward_funcs=cheap, audit_fraction=0, max_steps=1).train()
+        assert asked == [True] * (len(asked) - 1) + [False]
+
+    def test_weights_without_preview_functions_are_refused(self, make_trainer):
+        with pytest.raises(ValueError, match=r"`preview_reward_weights` is .* without `preview_reward_funcs`"):
+            make_trainer(preview_reward_weights=[1.0])
+        with pytest.raises(ValueError, match="`preview_reward_weights` has 2 entries for 1"):
+            make_trainer(preview_reward_funcs=constant, preview_reward_weights=[1.0, 2.0])
+
+
+class TestWavesAndAudits:
+    def test_waves_train_the_same_adapter(self, make_trainer, adapter_of):
+        weights = []
+        for waves in (1, 2):
+            trainer = make_trainer(rollout_waves=waves, rollout_batch_size=1)
+            trainer.train()
+            weights.append(adapter_of(trainer))
+        assert_equal_weights(*weights)
+        assert all(seconds >= 0 for seconds in history(trainer, "sampling/reward_seconds_saved"))
+
+    def test_audits_are_logged_and_train_the_same_adapter(self, make_trainer, adapter_of):
+        weights, names = [], {"rank_corr", "reward_std_kept", "reward_std_random"}
+        for fraction in (0.0, 1.0):
+            trainer = make_trainer(audit_fraction=fraction, rollout_batch_size=1)
+            trainer.train()
+            weights.append(adapter_of(trainer))
+            logged = {key for entry in trainer.state.log_history for key in entry if key.startswith("audit/")}
+            step = trainer.args.prune_steps[0]
+            assert {f"audit/step_{step}/{name}" for name in names} <= logged if fraction else not logged
+        assert_equal_weights(*weights)
+
+    def test_pruning_by_useless_previews_is_told(self, make_trainer, monkeypatch):
+        noise = torch.Generator().manual_seed(0)
+
+        @image_type("pt")
+        def dice(prompts, images):
+            return torch.rand(len(prompts), generator=noise).tolist()
+
+        with pytest.warns(UserWarning, match="no more reward spread than chance.*`preview_decoder`"):
+            make_trainer(preview_reward_funcs=dice, audit_fraction=1.0, max_steps=16, learning_rate=1e-6).train()

@@ -79,7 +79,9 @@ def test_a_checkpoint_may_lie_before_inside_or_after_the_window(make_trainer, ad
 
 def test_steps_outside_the_window_run_the_ode(make_trainer):
     """Up to its own noise, a run with a window is the run without any noise; after it, it is not."""
-    trainer = make_trainer(sde_window="fixed", sde_window_size=1, sde_window_start=1, prune_steps=None, prune_sizes=None)
+    trainer = make_trainer(
+        sde_window="fixed", sde_window_size=1, sde_window_start=1, prune_steps=None, prune_sizes=None
+    )
     seen = []
     trainer.family.denoiser.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True

@@ -61,7 +61,7 @@ def prune_metrics(rollout: Rollout) -> dict[str, float]:
     * `reward_std_before`, `reward_std_after`: mean within-group spread of the deciding rewards before and after.
     * `reward_std_random`: the spread a random subset of the same size would have kept.
     * `rank_corr`: Spearman correlation within groups of preview reward and final reward, over the SURVIVORS. Selection
-      for spread makes it larger than it would be over whole groups. Absent for post-hoc selection.
+      for spread makes it larger than it would be over whole groups. Absent for post-hoc selection, NaN without spread.
     """
     metrics = {}
     for record in rollout.prune_records:
@@ -75,11 +75,8 @@ def prune_metrics(rollout: Rollout) -> dict[str, float]:
             record.rewards, record.prompt_index, int(record.kept.sum()) // num_groups
         ).item()
         if record.step_index < rollout.schedule.num_steps:
-            correlation = rank_correlation(
-                _rewards_of(record, rollout), rollout.rewards.view(num_groups, -1)
-            ).nanmean()
-            if not math.isnan(correlation):
-                metrics[f"{prefix}/rank_corr"] = correlation.item()
+            correlation = rank_correlation(_rewards_of(record, rollout), rollout.rewards.view(num_groups, -1))
+            metrics[f"{prefix}/rank_corr"] = correlation.nanmean().item()
     return metrics
 
 

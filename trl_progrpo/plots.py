@@ -199,6 +199,17 @@ def image_grid(
     scores: Sequence[Sequence[float]] | None = None,
     max_columns: int = 6,
 ) -> Path:
+    """[`draw_image_grid`] into a PNG at `path`, whose folder is made; returns it."""
+    return _save_image(draw_image_grid(rows, row_labels, prompts, scores, max_columns), path)
+
+
+def draw_image_grid(
+    rows: Sequence[Images],
+    row_labels: Sequence[str],
+    prompts: Sequence[str],
+    scores: Sequence[Sequence[float]] | None = None,
+    max_columns: int = 6,
+) -> Image.Image:
     """
     Draws images in a grid: one column per prompt, its caption above, one row per label (e.g. before and after).
 
@@ -209,7 +220,6 @@ def image_grid(
         rows (`Sequence`): per row a tensor `(N, 3, height, width)` in [0, 1] or a list of `N` PIL images.
         row_labels (`Sequence[str]`): one per row.
         prompts (`Sequence[str]`): `N` captions.
-        path (`str` or `Path`): PNG to write; its folder is made.
         scores (`Sequence[Sequence[float]]`, *optional*): shape of `rows`; written under the images, NaN is left out.
         max_columns (`int`, *optional*, defaults to 6): columns before a new block starts.
 
@@ -257,7 +267,7 @@ def image_grid(
             y = top + line_height * caption_lines + 8 + r * row_height + cell_height / 2
             draw.text((margin, y), label, font=label_font, fill=INK, anchor="lm")
         top += height + gap
-    return _save_image(canvas, path)
+    return canvas
 
 
 # ---- helpers of the charts -------------------------------------------------------------------------------------------
@@ -359,6 +369,14 @@ def _save(figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path
+
+
+def _rendered(figure) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    figure.canvas.draw()
+    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
 # ---- helpers of the grid ---------------------------------------------------------------------------------------------

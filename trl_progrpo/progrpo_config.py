@@ -70,6 +70,17 @@ class ProGRPOConfig(BaseConfig):
         preview_decoder (`str`, *optional*):
             Folder or Hub name of an `AutoencoderTiny` that decodes previews; the pipeline's VAE when unset. For the
             embedded model `"shapes"` names the one that ships with it.
+        preview_downscale (`int`, *optional*, defaults to `1`):
+            Decode previews from latents averaged over so many in each direction: images smaller by that factor, for the
+            VAE as well as for a `preview_decoder`. The preview rewards must bear small images.
+        preview_batch_size (`int`, *optional*):
+            Previews per decoder call; `decode_batch_size` when unset.
+        audit_fraction (`float`, *optional*, defaults to `0.05`):
+            Share of the groups whose pruned trajectories are finished all the same, to compare previews with final
+            rewards and pruning with chance (`audit/*`). They are not trained on. 0 switches audits off.
+        rollout_waves (`int`, *optional*, defaults to `1`):
+            Sets the prompts of a rollout are split into. With 2 or more the rewards of one are computed in a thread while
+            another denoises; for rewards on other machines or on idle cores.
         policy (`str`, *optional*):
             `"flow_sde"`, `"flow_cps"`, `"dance_sde"` for flow models, `"ddim"` for diffusion models; the family's
             default when unset.
@@ -134,6 +145,12 @@ class ProGRPOConfig(BaseConfig):
             `"mean"` or `"sum"` over latent dimensions.
         reward_weights (`list[float]`, *optional*):
             One weight per reward function; all 1 when unset.
+        preview_reward_weights (`list[float]`, *optional*):
+            The same for `preview_reward_funcs`; all 1 when unset.
+        multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            How several rewards become one advantage: `"sum_then_normalize"` weights, sums and then normalises as
+            `scale_rewards` says; `"normalize_then_sum"` (GDPO, arXiv 2601.05242) normalises each in its group first, and the
+            sum over the batch. Pruning looks at the weighted sum either way.
         ema_decay (`float`, *optional*):
             Decay of an exponential moving average of the trained weights, in (0, 1). When set, evaluation runs on
             the average and `save_model` writes it; checkpoints also keep the raw weights to resume from.
@@ -144,6 +161,16 @@ class ProGRPOConfig(BaseConfig):
 
         eval_num_inference_steps (`int`, *optional*):
             Denoising steps in evaluation, which samples without noise; `num_inference_steps` when unset.
+        num_validation_prompts (`int`, *optional*, defaults to `4`):
+            Fixed prompts, the first of the evaluation set, whose images before and during training go to the trackers
+            in `report_to` and to the model card. 0: none.
+        log_images_steps (`int`, *optional*):
+            Optimiser steps between two sets of pictures for the trackers. Unset: ten sets over a run. Nothing is drawn
+            without `wandb`, `trackio` or `tensorboard` in `report_to`.
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Print a table of prompts, and the rewards and advantages of their survivors, at every logging step.
+        num_completions_to_print (`int`, *optional*):
+            Survivors in that table, group by group, each from the highest reward down. Unset: those of one group.
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
@@ -213,6 +240,18 @@ class ProGRPOConfig(BaseConfig):
     preview_decoder: str | None = field(
         default=None, metadata={"help": "Folder or Hub name of an AutoencoderTiny for previews; the VAE if unset."}
     )
+    preview_downscale: int = field(
+        default=1, metadata={"help": "Decode previews smaller by this factor in each direction."}
+    )
+    preview_batch_size: int | None = field(
+        default=None, metadata={"help": "Previews per decoder call; decode_batch_size if unset."}
+    )
+    audit_fraction: float = field(
+        default=0.05, metadata={"help": "Share of groups finished unpruned to judge previews and pruning; 0 is off."}
+    )
+    rollout_waves: int = field(
+        default=1, metadata={"help": "Sets of prompts that take turns, so that rewards run beside sampling."}
+    )
     policy: str | None = field(
         default=None,
         metadata={"help": "flow_sde, flow_cps, dance_sde or ddim; the model family's default if unset."},
@@ -259,6 +298,13 @@ class ProGRPOConfig(BaseConfig):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; all 1 if unset."}
     )
+    preview_reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "One weight per preview reward function; all 1 if unset."}
+    )
+    multi_objective_aggregation: str = field(
+        default="sum_then_normalize",
+        metadata={"help": "sum_then_normalize, or normalize_then_sum (GDPO) for several rewards."},
+    )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Decay of a moving average of the trained weights; off if unset."}
     )
@@ -267,6 +313,18 @@ class ProGRPOConfig(BaseConfig):
     # Evaluation and logging
     eval_num_inference_steps: int | None = field(
         default=None, metadata={"help": "Denoising steps in evaluation; num_inference_steps if unset."}
+    )
+    num_validation_prompts: int = field(
+        default=4, metadata={"help": "Fixed prompts whose images go to the trackers and the model card; 0 for none."}
+    )
+    log_images_steps: int | None = field(
+        default=None, metadata={"help": "Steps between two sets of pictures for trackers; ten sets a run if unset."}
+    )
+    log_completions: bool = field(
+        default=False, metadata={"help": "Print a table of prompts, rewards and advantages at every logging step."}
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Survivors in that table; those of one group if unset."}
     )
 
     def __post_init__(self):
@@ -302,15 +360,26 @@ class ProGRPOConfig(BaseConfig):
         """Micro-batches trained between two rollouts."""
         return self.steps_per_generation * self.num_iterations
 
+    def to_dict(self):
+        """As the base class, which hides tokens, and without the token in `model_init_kwargs` as well."""
+        values = super().to_dict()
+        if isinstance(values["model_init_kwargs"], dict) and "token" in values["model_init_kwargs"]:
+            values["model_init_kwargs"] = {**values["model_init_kwargs"], "token": "<TOKEN>"}
+        return values
+
     def _check_numbers(self):
         at_least_one = (
             "num_inference_steps", "num_iterations", "steps_per_generation", "rollout_batch_size", "decode_batch_size",
+            "preview_batch_size", "preview_downscale", "rollout_waves",
             "eval_num_inference_steps", "ema_update_interval", "sde_window_interval", "height", "width",
+            "log_images_steps", "num_completions_to_print",
         )  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` is {value}; use at least 1.")
+        if self.num_validation_prompts < 0:
+            raise ValueError(f"`num_validation_prompts` is {self.num_validation_prompts}; use 0 for none, or more.")
         if self.num_inference_steps < 2:
             raise ValueError("`num_inference_steps` is 1; use at least 2: the last step carries no noise to train on.")
         for name in ("noise_level", "eta", "epsilon", "epsilon_high", "adv_clip_max", "learning_rate"):
@@ -325,12 +394,17 @@ class ProGRPOConfig(BaseConfig):
             raise ValueError(f"`guidance_scale` is {self.guidance_scale}; use 1 for no guidance, or a number above 1.")
         if not math.isfinite(self.step_weighting):
             raise ValueError(f"`step_weighting` is {self.step_weighting}; use a finite number, 0 for equal weights.")
+        if not 0 <= self.audit_fraction <= 1:
+            raise ValueError(
+                f"`audit_fraction` is {self.audit_fraction}; use a share of groups from 0 (off) to 1 (all)."
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; use a number between 0 and 1, or leave it unset.")
         for name, choices in (
             ("scale_rewards", ("group", "batch", "none")),
             ("log_prob_reduction", ("mean", "sum")),
             ("loss_type", ("grpo", "grpo_guard")),
+            ("multi_objective_aggregation", ("sum_then_normalize", "normalize_then_sum")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.")

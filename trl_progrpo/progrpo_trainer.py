@@ -7,8 +7,10 @@ import copy
 import json
 import math
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,12 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import FrozenDict
 from diffusers.training_utils import EMAModel
+from huggingface_hub import CommitInfo
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ._trl import BaseTrainer
 from .adapters import (
@@ -35,26 +39,35 @@ from .adapters import (
     save_adapter,
     trainable_parameters,
 )
-from .advantages import group_advantages, weighted_rewards
+from .advantages import group_advantages, normalize_multi, weighted_rewards
+from .audit import AuditWatch, audit_metrics, audit_size
 from .callbacks import ProGRPOProgressCallback
 from .data import (
+    LOOKED_AT,
     RolloutSampler,
+    RolloutStream,
+    as_prompts,
     check_prompts,
     check_size,
+    check_stream_options,
     collate_rows,
     distinct_prompts,
+    is_stream,
     warn_about_long_prompts,
 )
 from .families import family_class, load_pipeline, load_preview_decoder
-from .hub import write_model_card
+from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
 from .metrics import group_std, prune_metrics
+from .model_card import CardPictures, write_model_card
+from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback
 from .policies import POLICIES
 from .progrpo_config import ProGRPOConfig
 from .prompt_cache import PromptCache
 from .pruning import PRUNING_RULES
 from .rewards import RewardFunc, RewardRunner
 from .sampler import ExpandPruneSampler
+from .saving import save_denoiser, save_pipeline
 from .seeds import derive_seed
 from .timing import PhaseTimer
 from .types import Rollout
@@ -89,6 +102,8 @@ class _LoopCallback(TrainerCallback):
         if not state.log_history:
             state.log_history.extend(self.evaluations)
         self.evaluations = []
+        if state.is_world_process_zero and state.global_step == 0 and not self.trainer.use_adapter:
+            self.trainer.card_pictures.remember_before()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.prompt_sampler.set_epoch(int(state.epoch or 0))
@@ -129,14 +144,17 @@ class ProGRPOTrainer(BaseTrainer):
         reward_funcs (`RewardFunc`, `str` or a list of them): `reward(prompts, images, **columns) -> list[float | None]`,
             or names; see [`~rewards.RewardFunc`].
         args ([`ProGRPOConfig`], *optional*): the configuration.
-        train_dataset ([`~datasets.Dataset`]): rows with a prompt column; its other columns go to the reward functions.
-        eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*): held-out prompts, one image each.
+        train_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`): rows with a prompt column, whose
+            other columns go to the reward functions; a list of prompts or of rows; or a stream, with `max_steps`.
+        eval_dataset ([`~datasets.Dataset`], `list`, or a `dict` of them, *optional*): held-out prompts, one image each.
         callbacks (`list[TrainerCallback]`, *optional*): added to the defaults. A method
             `on_phase(args, state, control, phase, done, total)` is told what a rollout is doing.
         optimizers (`tuple`, *optional*): optimiser and scheduler, as in [`~transformers.Trainer`].
         peft_config ([`~peft.LoraConfig`], `"default"` or `None`): the LoRA that is trained; `"default"` is the family's,
             `None` trains the whole denoiser.
         eval_reward_funcs (`RewardFunc`, `str` or a list of them, *optional*): scored in evaluation only, never trained on.
+        preview_reward_funcs (`RewardFunc`, `str` or a list of them, *optional*): score the previews that pruning looks at;
+            `reward_funcs` when unset. For rewards that are too slow, or need finished images.
 
     Raises:
         ValueError: for anything that cannot work, before weights are loaded where that can be known.
@@ -156,16 +174,26 @@ class ProGRPOTrainer(BaseTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         peft_config: LoraConfig | Literal["default"] | None = "default",
         eval_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
+        preview_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
     ):
         args = args if args is not None else ProGRPOConfig(output_dir="trl-progrpo-output")
+        if args.push_to_hub:
+            check_push(args)
         self.reward_runner = RewardRunner(reward_funcs, args.reward_weights)
         self.eval_reward_runner = RewardRunner(eval_reward_funcs) if eval_reward_funcs else None
+        self.preview_reward_runner = self._make_preview_runner(args, preview_reward_funcs)
+        train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
+        eval_dataset = self._as_eval_prompts(args, eval_dataset)
         self._check_datasets(args, train_dataset, eval_dataset)
         if isinstance(peft_config, LoraConfig):
             check_lora_config(peft_config)
         init_kwargs = dict(args.model_init_kwargs or {})
         family = family_class(model, **init_kwargs)
         policy = self._make_policy(args, family)
+        for runner in (self.reward_runner, self.preview_reward_runner, self.eval_reward_runner):
+            if runner is not None:
+                runner.load()
+        self._opened_repo = open_repo(args) if args.push_to_hub and args.process_index == 0 else None
 
         # LoRA's initial weights come from the global generator, and the base class seeds it only later.
         set_seed(args.seed)
@@ -184,9 +212,14 @@ class ProGRPOTrainer(BaseTrainer):
         self._micro_batches: list[Rollout] = []
         self._micro_batches_of: tuple[int, int] | None = None
         self.last_rollout: Rollout | None = None
+        self.last_prompts: list[str] = []
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._timer = PhaseTimer()
+        self._audit_watch = AuditWatch()
         self._micro_steps_since_update = 0
+        self.card_pictures = CardPictures(self)
+        self._card_details: dict[str, Any] = {}
+        self._whole_pipelines: set[str] = set()
 
         super().__init__(
             model=self.family.denoiser,
@@ -203,7 +236,7 @@ class ProGRPOTrainer(BaseTrainer):
         self.prompt_cache = PromptCache(self.family, args.prompt_cache_dir)
         self._prepare_prompts()
         self.preview_decoder = load_preview_decoder(args.preview_decoder, self.accelerator.device)
-        self.prompt_sampler: RolloutSampler | None = None
+        self.prompt_sampler: RolloutSampler | RolloutStream | None = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
@@ -214,6 +247,11 @@ class ProGRPOTrainer(BaseTrainer):
         if args.ema_decay is not None:
             self.ema = EMAModel(trainable_parameters(self.family.denoiser), decay=args.ema_decay)
             self.add_callback(_EMACallback(self))
+        self.group_watch = GroupWatch()
+        # Last, so that trackers have begun their run and the average its step when pictures are drawn.
+        self.add_callback(TrackerImagesCallback(self))
+        if args.log_completions:
+            self.add_callback(CompletionsCallback(self))
 
         self.sampler = self._make_sampler(
             policy,
@@ -224,6 +262,12 @@ class ProGRPOTrainer(BaseTrainer):
             prune_sizes=args.prune_sizes,
             pruning_rule=PRUNING_RULES.get(args.pruning_rule),
             preview_decoder=self.preview_decoder,
+            preview_downscale=args.preview_downscale,
+            preview_batch_size=args.preview_batch_size,
+            preview_scorer=self.preview_reward_runner,
+            preview_reward_weights=self.preview_reward_runner.weights,
+            num_waves=args.rollout_waves,
+            on_preview=self.group_watch,
         )
         self._check_steps(policy)
 
@@ -235,13 +279,37 @@ class ProGRPOTrainer(BaseTrainer):
         return self.family.pipeline
 
     @staticmethod
+    def _as_eval_prompts(args, eval_dataset):
+        if not isinstance(eval_dataset, dict):
+            return as_prompts(eval_dataset, args.prompt_column, "eval_dataset")
+        return {
+            name: as_prompts(dataset, args.prompt_column, f"eval_dataset[{name!r}]")
+            for name, dataset in eval_dataset.items()
+        }
+
+    @staticmethod
     def _check_datasets(args, train_dataset, eval_dataset) -> None:
         if train_dataset is not None:
             check_prompts(train_dataset, args.prompt_column, "train_dataset")
-            check_size(len(train_dataset), args.prompts_per_rollout * args.world_size)
+            if is_stream(train_dataset):
+                check_stream_options(args.max_steps, args.drop_text_encoders)
+            else:
+                check_size(len(train_dataset), args.prompts_per_rollout * args.world_size)
         for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
             if dataset is not None:
-                check_prompts(dataset, args.prompt_column, f"eval_dataset[{name!r}]" if name else "eval_dataset")
+                check_prompts(
+                    dataset, args.prompt_column, f"eval_dataset[{name!r}]" if name else "eval_dataset", streams=False
+                )
+
+    def _make_preview_runner(self, args, preview_reward_funcs) -> RewardRunner:
+        if preview_reward_funcs:
+            return RewardRunner(preview_reward_funcs, args.preview_reward_weights, "preview_reward_weights")
+        if args.preview_reward_weights is not None:
+            raise ValueError(
+                f"`preview_reward_weights` is {args.preview_reward_weights} without `preview_reward_funcs`; name the "
+                "functions that score previews, or leave it unset."
+            )
+        return self.reward_runner
 
     @staticmethod
     def _make_policy(args, family):
@@ -285,7 +353,8 @@ class ProGRPOTrainer(BaseTrainer):
         """Warns of prompts that are too long; encodes all of them if the text encoders are to go."""
         args = self.args
         evaluation = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        prompts = distinct_prompts([self.train_dataset, *evaluation], args.prompt_column)
+        limit = None if args.drop_text_encoders else LOOKED_AT
+        prompts = distinct_prompts([self.train_dataset, *evaluation], args.prompt_column, limit)
         if self.is_world_process_zero():
             warn_about_long_prompts(prompts, self.family.prompt_token_limit, self.family.count_tokens)
         if not args.drop_text_encoders:
@@ -328,12 +397,16 @@ class ProGRPOTrainer(BaseTrainer):
         """One batch per micro-step; all micro-steps of a rollout are given the rollout's prompts."""
         if self.train_dataset is None:
             raise ValueError("`train_dataset` is None; give a dataset with prompts to train on.")
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        shuffle = self.args.train_sampling_strategy != "sequential"
+        if is_stream(self.train_dataset):
+            return self._stream_dataloader(seed, shuffle)
         self.prompt_sampler = RolloutSampler(
             len(self.train_dataset),
             self.args.prompts_per_rollout * self.accelerator.num_processes,
             self.args.micro_steps_per_rollout,
-            self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            shuffle=self.args.train_sampling_strategy != "sequential",
+            seed,
+            shuffle=shuffle,
         )
         loader = DataLoader(
             self.train_dataset,
@@ -343,6 +416,22 @@ class ProGRPOTrainer(BaseTrainer):
             num_workers=self.args.dataloader_num_workers,
         )
         return self.accelerator.prepare(loader)
+
+    def _stream_dataloader(self, seed: int, shuffle: bool) -> DataLoader:
+        """Not prepared by accelerate, which would send rows between processes; workers would each read the whole stream."""
+        self.prompt_sampler = RolloutStream(
+            self.train_dataset,
+            self.args.prompt_column,
+            self.args.prompts_per_rollout,
+            self.args.micro_steps_per_rollout,
+            seed,
+            shuffle,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return DataLoader(
+            self.prompt_sampler, batch_size=self.args.prompts_per_rollout, collate_fn=self.data_collator, num_workers=0
+        )
 
     def get_total_train_batch_size(self, args) -> int:
         return self._train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -370,8 +459,8 @@ class ProGRPOTrainer(BaseTrainer):
 
     def _rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> None:
         rollout = self._restore_rollout(inputs, rollout_index)
+        prompts, columns = self._split_columns(inputs)
         if rollout is None:
-            prompts, columns = self._split_columns(inputs)
             first_slot = self.accelerator.process_index * len(prompts)
             with self._inference():
                 rollout = self.sampler.rollout(
@@ -382,10 +471,13 @@ class ProGRPOTrainer(BaseTrainer):
                     rollout_index=rollout_index,
                     first_slot=first_slot,
                     train_steps=self._train_steps(self.sampler.policy, rollout_index),
+                    # The same number on every process, so that all make the same number of network calls.
+                    audit=range(audit_size(self._audit_fraction, len(prompts), rollout_index)),
                 )
             rollout = rollout.replace(advantages=self._advantages(rollout))
             self._log_rollout(rollout)
-        self.last_rollout = rollout
+            self.group_watch.finish(prompts[0], rollout, self.state.global_step)
+        self.last_rollout, self.last_prompts = rollout, prompts
 
     def _train_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
         args = self.args
@@ -402,13 +494,29 @@ class ProGRPOTrainer(BaseTrainer):
     def _encode(self, prompts: Sequence[str]):
         return self.prompt_cache(prompts, self.args.negative_prompt)
 
+    @property
+    def _audit_fraction(self) -> float:
+        return self.args.audit_fraction if self.args.prune_steps else 0.0
+
     def _advantages(self, rollout: Rollout) -> torch.Tensor:
         args, batch_std = self.args, None
+        if args.multi_objective_aggregation == "normalize_then_sum":
+            return clip_advantages(self._normalized_advantages(rollout), args.adv_clip_max)
         if args.scale_rewards == "batch":
             everywhere = self.accelerator.gather(rollout.rewards.to(self.accelerator.device))
             batch_std = everywhere[~everywhere.isnan()].double().std(correction=0).item()
         advantages = group_advantages(rollout.rewards, rollout.prompt_index, args.scale_rewards, batch_std=batch_std)
         return clip_advantages(advantages, args.adv_clip_max)
+
+    def _normalized_advantages(self, rollout: Rollout) -> torch.Tensor:
+        """Each reward normalised in its group, summed, and scaled by the spread of the sums on all processes."""
+        sums = normalize_multi(
+            rollout.rewards_per_func, rollout.prompt_index, self.reward_runner.weights, scale_batch=False
+        )
+        valid = ~rollout.rewards_per_func.isnan().all(1)
+        totals = torch.stack([sums[valid].double().square().sum(), valid.sum().double()])
+        square, count = self.accelerator.reduce(totals.to(self.accelerator.device), "sum").tolist()
+        return sums / (math.sqrt(square / max(1.0, count)) + 1e-4)
 
     def _split(self, rollout: Rollout, rollout_index: int, iteration: int) -> list[Rollout]:
         seed = derive_seed(self.args.seed, rollout_index, iteration, self.accelerator.process_index)
@@ -537,8 +645,11 @@ class ProGRPOTrainer(BaseTrainer):
         self._record("frac_reward_zero_std", (grouped.std(1, correction=0) == 0).float().mean())
         for name, values in zip(self.reward_runner.names, rollout.rewards_per_func.unbind(1)):
             self._record(f"rewards/{name}/mean", values.nanmean())
-        for name, value in prune_metrics(rollout).items():
+        for name, value in {**prune_metrics(rollout), **audit_metrics(rollout)}.items():
             self._record(name, value)
+        warning = self._audit_watch.update(rollout)
+        if warning is not None and self.is_world_process_zero():
+            warnings.warn(warning, stacklevel=2)
         for name in ("nfe", "decodes", "preview_decodes", "reward_calls"):
             self._record(f"sampling/{name}", getattr(rollout.cost, name))
 
@@ -549,21 +660,24 @@ class ProGRPOTrainer(BaseTrainer):
             seconds = self.sampler.timer.drain()
             seconds.update(self._timer.drain())
             logs.update({f"time/{phase}": value for phase, value in seconds.items()})
+            if self.args.rollout_waves > 1:
+                logs["sampling/reward_seconds_saved"] = self.sampler.saved.drain().get("reward", 0.0)
             self._metrics.clear()
         super().log(logs, start_time)
 
     def _reduced_metrics(self) -> dict[str, float]:
         # A maximum of maxima, a minimum of minima, and means of everything else.
+        # NaN stands for nothing to tell; it is kept until here so that all processes gather the same names.
         reduce = {
             name: max if name.endswith("/max") else min if name.endswith("/min") else _mean for name in self._metrics
         }
-        local = {name: reduce[name](values) for name, values in self._metrics.items()}
-        if self.accelerator.num_processes == 1:
-            return local
-        names = sorted(local)
-        values = torch.tensor([[local[name] for name in names]], device=self.accelerator.device)
-        everywhere = self.accelerator.gather(values).cpu()
-        return {name: reduce[name](everywhere[:, i].tolist()) for i, name in enumerate(names)}
+        told = {name: reduce[name](_without_nan(values)) for name, values in self._metrics.items()}
+        if self.accelerator.num_processes > 1:
+            names = sorted(told)
+            values = torch.tensor([[told[name] for name in names]], device=self.accelerator.device)
+            everywhere = self.accelerator.gather(values).cpu()
+            told = {name: reduce[name](_without_nan(everywhere[:, i].tolist())) for i, name in enumerate(names)}
+        return {name: value for name, value in told.items() if not math.isnan(value)}
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -574,7 +688,7 @@ class ProGRPOTrainer(BaseTrainer):
         Returns the mean and standard error over prompts of the weighted reward and of every reward function, those of
         `eval_reward_funcs` included; with `ema_decay` the averaged weights are evaluated.
         """
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        eval_dataset = self.eval_dataset if eval_dataset is None else self._as_eval_prompts(self.args, eval_dataset)
         if isinstance(eval_dataset, dict):
             metrics = {}
             for name, dataset in eval_dataset.items():
@@ -673,30 +787,90 @@ class ProGRPOTrainer(BaseTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """
-        Writes what `pipeline.load_lora_weights(output_dir)` reads (or the denoiser, without LoRA) and a model card.
+        Writes what `pipeline.load_lora_weights(output_dir)` reads (without LoRA the pipeline, into checkpoints only the
+        denoiser) and a model card.
 
         With EMA that is the average; the raw weights lie beside it, for resuming.
         """
         if not self.args.should_save:
             return
         output_dir = output_dir if output_dir is not None else self.args.output_dir
+        is_checkpoint = os.path.basename(os.path.abspath(output_dir)).startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         os.makedirs(output_dir, exist_ok=True)
         with self._weights(adapter=True):
-            self._save_weights(output_dir, ADAPTER_FILE, self.family.denoiser_name)
+            self._save_weights(output_dir, whole=not is_checkpoint)
         if self.ema is not None:
-            self._save_weights(output_dir, RAW_ADAPTER_FILE, f"{self.family.denoiser_name}_raw")
-        Path(output_dir, "training_args.json").write_text(self.args.to_json_string())
-        write_model_card(self, output_dir)
+            self._save_weights(output_dir, raw=True)
+        Path(output_dir, "training_args.json").write_text(redact(self.args.to_json_string(), [self.args.hub_token]))
+        write_model_card(self, output_dir, pictures=not is_checkpoint, **self._card_details)
 
-    def _save_weights(self, output_dir: str, adapter_file: str, denoiser_folder: str) -> None:
+    def _save_weights(self, output_dir: str, raw: bool = False, whole: bool = False) -> None:
         if self.use_adapter:
-            save_adapter(self.family, output_dir, adapter_file)
+            save_adapter(self.family, output_dir, RAW_ADAPTER_FILE if raw else ADAPTER_FILE)
+        elif raw or not whole or output_dir in self._whole_pipelines:
+            # The rest of a pipeline is frozen: once is enough.
+            save_denoiser(self.family, output_dir, "_raw" if raw else "")
         else:
-            self.family.denoiser.save_pretrained(os.path.join(output_dir, denoiser_folder))
+            init_kwargs = self.args.model_init_kwargs or {}
+            save_pipeline(self.family, output_dir, self.model_name, self.prompt_cache.dropped, **init_kwargs)
+            self._whole_pipelines.add(output_dir)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
+        """Writes the model card into `output_dir`; what is given here stands on later cards too."""
+        given = {"model_name": model_name, "dataset_name": dataset_name, "tags": tags}
+        self._card_details |= {name: value for name, value in given.items() if value is not None}
         if self.is_world_process_zero():
-            write_model_card(self, self.args.output_dir, model_name=model_name, dataset_name=dataset_name, tags=tags)
+            write_model_card(self, self.args.output_dir, **self._card_details)
+
+    # ---- the Hub -----------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Opens the repository; see [`~hub.open_repo`]."""
+        if self.is_world_process_zero():
+            self.hub_model_id = self._opened_repo or open_repo(self.args, token, private)
+            self.push_in_progress = BackgroundPushes(hub_api(token or self.args.hub_token))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
+        """
+        Saves into `output_dir` and uploads it without checkpoints; see [`~transformers.Trainer.push_to_hub`].
+
+        Args:
+            kwargs: for [`create_model_card`].
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`], a future of it if `blocking` is off, or `None` on all processes but the first
+            and where the push failed: that is logged with what pushes again, for training must not be lost.
+
+        Raises:
+            ValueError: if the repository cannot be opened; the files are saved by then.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        # It reads the files that are about to be written.
+        self._finish_current_push()
+        self.save_model(_internal_call=True)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        self.create_model_card(**kwargs)
+        if not self.is_world_process_zero():
+            return None
+        future = push_run(self, commit_message, token, revision, private)
+        return future.result() if blocking else future
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero():
+            push_checkpoint(self, checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        if getattr(self, "push_in_progress", None) is not None:
+            self.push_in_progress.wait_until_done()
 
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
@@ -788,6 +962,10 @@ class ProGRPOTrainer(BaseTrainer):
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+def _without_nan(values: Sequence[float]) -> Sequence[float]:
+    return [value for value in values if not math.isnan(value)] or [math.nan]
 
 
 def _standard_error(values: torch.Tensor) -> float:

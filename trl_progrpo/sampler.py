@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 
 from .advantages import weighted_rewards
 from .families.base import Family
+from .overlap import Job, Wave, run_waves, scoring_job
 from .policies import Policy
 from .pruning import ovf
 from .seeds import INITIAL_NOISE, derive_seed, row_noise
 from .timing import PhaseTimer
-from .types import Conditioning, PruneRecord, Rollout, SamplingCost
+from .types import Conditioning, PruneRecord, Rollout, SamplingCost, Schedule
 
 
 Scorer = Callable[..., torch.Tensor]
@@ -31,6 +32,8 @@ class _Rows:
     latents: torch.Tensor
     path: list[torch.Tensor]
     log_probs: list[torch.Tensor]
+    #: Dropped rows of audited groups, which are finished for comparison and never trained on.
+    dropped: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> _Rows:
         return _Rows(
@@ -39,7 +42,27 @@ class _Rows:
             self.latents[rows],
             [latents[rows] for latents in self.path],
             [log_probs[rows] for log_probs in self.log_probs],
+            self.dropped[rows],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a rollout was asked for; see [`ExpandPruneSampler.rollout`]."""
+
+    denoiser: torch.nn.Module
+    prompts: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    conditioning: Conditioning
+    schedule: Schedule
+    train_steps: tuple[int, ...]
+    rollout_index: int
+    first_slot: int
+    audit: Collection[int]
+
+    @property
+    def slots(self) -> range:
+        return range(self.first_slot, self.first_slot + len(self.prompts))
 
 
 class ExpandPruneSampler:
@@ -69,17 +92,26 @@ class ExpandPruneSampler:
         pruning_rule (`Callable`, *optional*): `(rewards (P, n), k, generator=...) -> kept indices (P, k)`; OVF when unset.
         rollout_batch_size (`int`, *optional*): rows per network call; all at once when unset.
         decode_batch_size (`int`, *optional*): images per decoder call; `rollout_batch_size` when unset.
+        preview_batch_size (`int`, *optional*): the same for previews; `decode_batch_size` when unset.
         preview_scorer (`Callable`, *optional*): scores previews; `scorer` when unset.
         preview_reward_weights (`torch.Tensor`, *optional*): weights of its columns; `reward_weights` when unset.
         preview_decoder (`torch.nn.Module`, *optional*): an [`~diffusers.AutoencoderTiny`]; the pipeline's VAE when unset.
+        preview_downscale (`int`, *optional*, defaults to 1): previews are decoded from latents averaged over so many in
+            each direction, into images smaller by the same factor.
+        num_waves (`int`, *optional*, defaults to 1): sets the prompts are split into, so that the rewards of one are
+            computed while another denoises; see [`~overlap.run_waves`].
         seed (`int`, *optional*, defaults to 0): the run's seed.
         storage_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of stored latents; log-probabilities are
             taken of the rounded latents.
         on_progress (`Callable[[str, int, int], None]`, *optional*): told `(phase, done, total)` where phase is
             `"denoise"`, `"preview"`, `"decode"` or `"reward"`.
+        on_preview (`Callable[[torch.Tensor, PruneRecord], None]`, *optional*): told the previews `(n, 3, h, w)` of all
+            rows of a checkpoint and what became of them, once per checkpoint and wave; the finished images where the last
+            selection is among those.
 
     Attributes:
         timer ([`~timing.PhaseTimer`]): seconds spent per phase since it was last drained.
+        saved ([`~timing.PhaseTimer`]): seconds of scoring that sampling did not wait for.
     """
 
     def __init__(
@@ -97,12 +129,16 @@ class ExpandPruneSampler:
         pruning_rule: Callable[..., torch.Tensor] = ovf,
         rollout_batch_size: int | None = None,
         decode_batch_size: int | None = None,
+        preview_batch_size: int | None = None,
         preview_scorer: Scorer | None = None,
         preview_reward_weights: torch.Tensor | None = None,
         preview_decoder: torch.nn.Module | None = None,
+        preview_downscale: int = 1,
+        num_waves: int = 1,
         seed: int = 0,
         storage_dtype: torch.dtype = torch.float32,
         on_progress: Callable[[str, int, int], None] | None = None,
+        on_preview: Callable[[torch.Tensor, PruneRecord], None] | None = None,
     ):
         self.family = family
         self.policy = policy
@@ -115,13 +151,17 @@ class ExpandPruneSampler:
         self.pruning_rule = pruning_rule
         self.rollout_batch_size = rollout_batch_size
         self.decode_batch_size = decode_batch_size or rollout_batch_size
+        self.preview_batch_size = preview_batch_size or self.decode_batch_size
         self.preview_scorer = preview_scorer or scorer
         self.preview_reward_weights = reward_weights if preview_reward_weights is None else preview_reward_weights
         self.preview_decoder = preview_decoder
+        self.preview_downscale = preview_downscale
+        self.num_waves = num_waves
         self.seed = seed
         self.storage_dtype = storage_dtype
         self.on_progress = on_progress or (lambda phase, done, total: None)
-        self.timer = PhaseTimer()
+        self.on_preview = on_preview or (lambda images, record: None)
+        self.timer, self.saved = PhaseTimer(), PhaseTimer()
 
     @torch.no_grad()
     def rollout(
@@ -134,6 +174,7 @@ class ExpandPruneSampler:
         rollout_index: int = 0,
         first_slot: int = 0,
         train_steps: Sequence[int] | None = None,
+        audit: Collection[int] = (),
     ) -> Rollout:
         """
         Samples one group per prompt and returns the survivors, ordered by prompt and member.
@@ -147,6 +188,8 @@ class ExpandPruneSampler:
             first_slot (`int`, *optional*, defaults to 0): slot of the first prompt, counted over all ranks.
             train_steps (`Sequence[int]`, *optional*): consecutive steps that carry noise and are stored; all stochastic
                 steps of the policy when unset. Steps outside run the noise-free policy.
+            audit (`Collection[int]`, *optional*): prompts (0 to P - 1) whose dropped rows are finished and scored as well,
+                for `Rollout.audit_records`. Nothing else of the rollout changes but its cost.
         """
         family, total_steps = self.family, self.num_inference_steps
         schedule = family.make_schedule(total_steps)
@@ -163,51 +206,69 @@ class ExpandPruneSampler:
             raise ValueError(
                 f"`train_steps` is {list(train_steps)}; give consecutive steps, for the path between them is stored."
             )
-        ode = self.policy.ode()
-        slots = [first_slot + p for p in range(len(prompts))]
+        given = _Given(
+            denoiser, prompts, columns or {}, conditioning, schedule, train_steps, rollout_index, first_slot, audit
+        )
+        share = -(-len(prompts) // self.num_waves)
+        waves = [range(start, min(start + share, len(prompts))) for start in range(0, len(prompts), share)]
+        return Rollout.join(run_waves([self._wave(given, wave) for wave in waves], self.timer, self.saved))
 
-        rows = self._start(len(prompts), rollout_index, slots)
-        cost, records = SamplingCost(), []
+    def _wave(self, given: _Given, prompts: range) -> Wave:
+        """Samples the groups of some of the prompts; steps back where it needs rewards."""
+        family, total_steps, schedule = self.family, self.num_inference_steps, given.schedule
+        ode = self.policy.ode()
+        rows = self._start(given, prompts)
+        cost, records, audits = SamplingCost(), [], []
         for i in range(total_steps):
-            if i in train_steps and not rows.path:
+            if i in given.train_steps and not rows.path:
                 rows.path.append(rows.latents)
-            policy = self.policy if i in train_steps else ode
+            policy = self.policy if i in given.train_steps else ode
             with self.timer("denoise"):
-                predicted = self._step(denoiser, rows, conditioning, schedule, i, policy, rollout_index, slots)
+                predicted = self._step(given, rows, i, policy)
             cost = replace(cost, nfe=cost.nfe + len(rows.member) * family.nfe_per_row)
-            if i in train_steps:
+            if i in given.train_steps:
                 rows.path.append(rows.latents)
             if i in self.prune_at:
-                rewards = self._score_previews(predicted, rows, prompts, columns)
-                cost = cost + SamplingCost(
-                    preview_decodes=len(rewards), reward_calls=len(rewards) * len(self.preview_reward_weights)
-                )
-                keep, record = self._prune(rows, rewards, self.prune_at[i], i, rollout_index, slots)
+                images = self._decode(predicted, self._preview, "preview", self.preview_batch_size)
+                per_func = yield self._job(self.preview_scorer, given, images, rows, preview=True)
+                rewards = weighted_rewards(per_func, self.preview_reward_weights)
+                cost = cost + SamplingCost(preview_decodes=len(rewards), reward_calls=per_func.numel())
+                goes_on, record = self._prune(given, rows, rewards, self.prune_at[i], i)
                 records.append(record)
-                rows = rows.select(keep)
+                audits.append(PruneRecord(i, rows.prompt_index, rows.member, rewards, goes_on))
+                self.on_preview(images[~rows.dropped], record)
+                rows.dropped = ~goes_on
+                rows = rows.select((goes_on | self._audited(given, rows)).nonzero().flatten())
 
-        images = self._decode(rows.latents, family.decode, "decode")
-        rewards_per_func = self._score(self.scorer, images, rows, prompts, columns, preview=False)
-        rewards = weighted_rewards(rewards_per_func, self.reward_weights)
-        cost = cost + SamplingCost(decodes=len(images), reward_calls=rewards_per_func.numel())
+        images = self._decode(rows.latents, family.decode, "decode", self.decode_batch_size)
+        per_func = yield self._job(self.scorer, given, images, rows, preview=False)
+        rewards = weighted_rewards(per_func, self.reward_weights)
         rollout = Rollout(
             prompt_index=rows.prompt_index,
             member=rows.member,
             latents=torch.stack(rows.path, 1) if rows.path else rows.latents[:, None],
-            step_indices=train_steps,
+            step_indices=given.train_steps,
             log_probs=torch.stack(rows.log_probs, 1) if rows.log_probs else torch.empty(len(rewards), 0),
             rewards=rewards,
-            rewards_per_func=rewards_per_func,
+            rewards_per_func=per_func,
             images=images.cpu(),
-            conditioning=conditioning,
+            conditioning=given.conditioning,
             schedule=schedule,
-            cost=cost,
-            rollout_index=rollout_index,
-            first_slot=first_slot,
+            cost=cost + SamplingCost(decodes=len(images), reward_calls=per_func.numel()),
+            rollout_index=given.rollout_index,
+            first_slot=given.first_slot,
+            audit_records=tuple(
+                self._finish_audit(given, record, rows, rewards)
+                for record in audits
+                if self._audited(given, record).any()
+            ),
         )
-        if len(rewards) > len(prompts) * self.num_generations:
-            keep, record = self._prune(rows, rewards, self.num_generations, total_steps, rollout_index, slots)
+        if rows.dropped.any():
+            rollout, rows = rollout.select(~rows.dropped), rows.select(~rows.dropped)
+        if len(rollout) > len(prompts) * self.num_generations:
+            keep, record = self._prune(given, rows, rollout.rewards, self.num_generations, total_steps)
             records.append(record)
+            self.on_preview(rollout.images, record)
             rollout = rollout.select(keep)
         return rollout.replace(prune_records=tuple(records))
 
@@ -216,24 +277,25 @@ class ExpandPruneSampler:
         slots = range(rollout.first_slot, rollout.first_slot + len(rollout.conditioning))
         return self._noise(rollout.prompt_index, rollout.member, rollout.rollout_index, slots, step_index)
 
-    def _start(self, num_prompts: int, rollout_index: int, slots: list[int]) -> _Rows:
-        prompt_index = torch.arange(num_prompts).repeat_interleave(self.num_expansions)
-        member = torch.arange(self.num_expansions).repeat(num_prompts)
-        noise = self._noise(prompt_index, member, rollout_index, slots, INITIAL_NOISE)
+    def _start(self, given: _Given, prompts: range) -> _Rows:
+        prompt_index = torch.arange(prompts.start, prompts.stop).repeat_interleave(self.num_expansions)
+        member = torch.arange(self.num_expansions).repeat(len(prompts))
+        noise = self._noise(prompt_index, member, given.rollout_index, given.slots, INITIAL_NOISE)
         latents = self.family.init_latents(noise).to(self.storage_dtype)
-        return _Rows(prompt_index, member, latents, [], [])
+        return _Rows(prompt_index, member, latents, [], [], torch.zeros(len(member), dtype=torch.bool))
 
-    def _step(self, denoiser, rows, conditioning, schedule, i, policy, rollout_index, slots) -> torch.Tensor | None:
+    def _step(self, given: _Given, rows: _Rows, i: int, policy: Policy) -> torch.Tensor | None:
         """Advances `rows` in place by step `i`; returns the predicted clean samples of all rows if they are needed."""
+        schedule = given.schedule
         noisy = policy.std(schedule, i) > 0
         latents, predicted, log_probs = torch.empty_like(rows.latents), [], []
         timestep = schedule.timesteps[i].to(rows.latents.device)
         for batch in self._batches(len(rows.member), self.rollout_batch_size):
             index = rows.prompt_index[batch]
-            output = self.family.predict(denoiser, rows.latents[batch], timestep, conditioning.rows(index))
+            output = self.family.predict(given.denoiser, rows.latents[batch], timestep, given.conditioning.rows(index))
             transition = policy.step(output, rows.latents[batch], schedule, i)
             if noisy:
-                noise = self._noise(index, rows.member[batch], rollout_index, slots, i)
+                noise = self._noise(index, rows.member[batch], given.rollout_index, given.slots, i)
                 latents[batch] = transition.sample(noise).to(self.storage_dtype)
                 log_probs.append(transition.log_prob(latents[batch]))
             else:
@@ -246,45 +308,60 @@ class ExpandPruneSampler:
             rows.log_probs.append(torch.cat(log_probs))
         return torch.cat(predicted) if predicted else None
 
-    def _score_previews(self, predicted, rows, prompts, columns) -> torch.Tensor:
-        images = self._decode(
-            predicted, lambda latents: self.family.decode_preview(latents, self.preview_decoder), "preview"
-        )
-        per_func = self._score(self.preview_scorer, images, rows, prompts, columns, preview=True)
-        return weighted_rewards(per_func, self.preview_reward_weights)
+    def _preview(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.family.decode_preview(latents, self.preview_decoder, self.preview_downscale)
 
-    def _prune(self, rows, rewards, size, step_index, rollout_index, slots) -> tuple[torch.Tensor, PruneRecord]:
-        """Rows to keep, ascending, and the record. Groups are whole and ordered, so `(P, n)` is a plain reshape."""
-        num_prompts = len(slots)
-        grouped = rewards.view(num_prompts, -1)
+    def _prune(
+        self, given: _Given, rows: _Rows, rewards, size: int, step_index: int
+    ) -> tuple[torch.Tensor, PruneRecord]:
+        """
+        Which of `rows` go on `(B,)`, bool, and the record of those that were alive. Each group is judged by itself, with
+        a generator of its own.
+        """
+        alive = ~rows.dropped
+        prompt_index, live = rows.prompt_index[alive], rewards[alive]
+        # Groups are whole and ordered, so `(P, n)` is a plain reshape.
+        grouped = live.view(len(prompt_index.unique()), -1)
         # Rows without a reward count as average ones: a group without any still keeps its size.
         grouped = torch.where(grouped.isnan(), grouped.nanmean(1, keepdim=True).nan_to_num(), grouped)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, rollout_index, slots[0], 0, step_index))
-        kept = self.pruning_rule(grouped, size, generator=generator)
-        keep = (kept + torch.arange(num_prompts)[:, None] * grouped.shape[1]).flatten()
-        mask = torch.zeros(len(rewards), dtype=torch.bool)
-        mask[keep] = True
-        return keep, PruneRecord(step_index, rows.prompt_index, rows.member, rewards, mask)
+        kept = torch.zeros_like(grouped, dtype=torch.bool)
+        for group, prompt, mask in zip(grouped, prompt_index.unique().tolist(), kept):
+            seed = derive_seed(self.seed, given.rollout_index, given.slots[prompt], 0, step_index)
+            [indices] = self.pruning_rule(group[None], size, generator=torch.Generator().manual_seed(seed))
+            mask[indices] = True
+        goes_on = torch.zeros_like(alive)
+        goes_on[alive] = kept.flatten()
+        return goes_on, PruneRecord(step_index, prompt_index, rows.member[alive], live, kept.flatten())
+
+    @staticmethod
+    def _audited(given: _Given, rows: _Rows | PruneRecord) -> torch.Tensor:
+        return torch.tensor([prompt in given.audit for prompt in rows.prompt_index.tolist()], dtype=torch.bool)
 
     def _noise(self, prompt_index, member, rollout_index, slots, step) -> torch.Tensor:
         row_slots = [slots[p] for p in prompt_index.tolist()]
         noise = row_noise(self.family.latent_shape, self.seed, rollout_index, row_slots, member.tolist(), step)
         return noise.to(self.family.device)
 
-    def _decode(self, latents, decode, phase) -> torch.Tensor:
+    def _finish_audit(self, given: _Given, record: PruneRecord, rows: _Rows, final_rewards) -> PruneRecord:
+        """The audited groups of `record`, all of whose rows have finished, with their final rewards."""
+        then, now = self._audited(given, record), self._audited(given, rows)
+        row_fields = {name: getattr(record, name)[then] for name in ("prompt_index", "member", "rewards", "kept")}
+        return replace(record, **row_fields, final_rewards=final_rewards[now])
+
+    def _decode(self, latents, decode, phase, batch_size) -> torch.Tensor:
         images = []
         with self.timer(phase):
-            for batch in self._batches(len(latents), self.decode_batch_size):
+            for batch in self._batches(len(latents), batch_size):
                 images.append(decode(latents[batch]))
                 self.on_progress(phase, batch.stop, len(latents))
         return torch.cat(images)
 
-    def _score(self, scorer, images, rows, prompts, columns, preview) -> torch.Tensor:
+    def _job(self, scorer: Scorer, given: _Given, images: torch.Tensor, rows: _Rows, preview: bool) -> Job:
         index = rows.prompt_index.tolist()
         self.on_progress("reward", 0, len(index))
-        row_columns = {name: [values[p] for p in index] for name, values in (columns or {}).items()}
-        with self.timer("reward"):
-            return scorer([prompts[p] for p in index], images, row_columns, preview=preview)
+        prompts = [given.prompts[p] for p in index]
+        columns = {name: [values[p] for p in index] for name, values in given.columns.items()}
+        return scoring_job(scorer, prompts, images, columns, preview)
 
     @staticmethod
     def _batches(total: int, size: int | None) -> list[slice]:

@@ -31,7 +31,7 @@ from .families import Family, family_class
 from .policies import POLICIES, Policy
 from .pruning import PRUNING_RULES
 from .rewards import resolve_reward, reward_name, to_pil
-from .rewards.runner import _accepted, _checked
+from .rewards.runner import accepted_keywords, check_scores
 from .sampler import ExpandPruneSampler
 from .seeds import INITIAL_NOISE, row_noise
 from .types import Conditioning, Rollout, Schedule
@@ -542,12 +542,14 @@ def check_reward_func(
         arguments = {
             "prompts": prompts[rows],
             "images": pixels[rows].clone() if image_type == "pt" else to_pil(pixels[rows]),
-            **_accepted(func, {**{key: list(values)[rows] for key, values in columns.items()}, "preview": preview}),
+            **accepted_keywords(
+                func, {**{key: list(values)[rows] for key, values in columns.items()}, "preview": preview}
+            ),
         }
         before = copy.deepcopy(arguments)
         values = func(**arguments)
         try:
-            values = _checked(name, values, len(prompts[rows]))
+            values = check_scores(name, values, len(prompts[rows]))
         except ValueError as error:
             raise AssertionError(str(error)) from error
         for key, value in arguments.items():

@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
+
+
+PHASES = ("denoise", "preview", "decode", "reward", "update")
+"""Phases in the order they happen."""
 
 
 class PhaseTimer:
@@ -25,9 +30,29 @@ class PhaseTimer:
         try:
             yield
         finally:
-            self._seconds[phase] += time.perf_counter() - start
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Counts seconds that were measured elsewhere."""
+        self._seconds[phase] += seconds
 
     def drain(self) -> dict[str, float]:
         """The seconds per phase since the last call, and a fresh start."""
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
+
+
+def phase_seconds(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds per phase over the whole run, in the order they happen, with `"other"` up to the training time if known."""
+    seconds: dict[str, float] = {}
+    for entry in log_history:
+        for key, value in entry.items():
+            if key.startswith("time/"):
+                name = key.removeprefix("time/")
+                seconds[name] = seconds.get(name, 0.0) + value
+    if not seconds:
+        return {}
+    ordered = {name: seconds[name] for name in [*PHASES, *sorted(set(seconds) - set(PHASES))] if name in seconds}
+    runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), 0.0)
+    other = runtime - sum(ordered.values())
+    return ordered | ({"other": other} if other > 0 else {})

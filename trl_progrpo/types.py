@@ -8,7 +8,7 @@ Letters in shapes: `P` prompts, `B` rows (trajectories), `T` denoising steps, `S
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -175,6 +175,8 @@ class PruneRecord:
         member (`torch.Tensor` of shape `(n,)`): slot of every such row in its group.
         rewards (`torch.Tensor` of shape `(n,)`, fp32): the (preview) rewards that decided.
         kept (`torch.Tensor` of shape `(n,)`, bool): which rows went on.
+        final_rewards (`torch.Tensor` of shape `(n,)`, fp32, *optional*): of the same rows' finished images. Only audited
+            groups have them, whose dropped rows were finished for comparison.
     """
 
     step_index: int
@@ -182,6 +184,13 @@ class PruneRecord:
     member: torch.Tensor
     rewards: torch.Tensor
     kept: torch.Tensor
+    final_rewards: torch.Tensor | None = None
+
+    @classmethod
+    def join(cls, records: Sequence[PruneRecord]) -> PruneRecord:
+        """One record of the same step of several sets of prompts."""
+        names = [f.name for f in fields(cls) if getattr(records[0], f.name) is not None and f.name != "step_index"]
+        return cls(records[0].step_index, **{name: torch.cat([getattr(r, name) for r in records]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,8 @@ class Rollout:
         conditioning ([`Conditioning`]): per prompt, shared by all rows (not selected).
         schedule ([`Schedule`]): shared by all rows.
         prune_records (`tuple[PruneRecord, ...]`): one per checkpoint.
+        audit_records (`tuple[PruneRecord, ...]`): one per checkpoint that prunes in mid-denoising, over ALL rows of the
+            audited groups, with final rewards; `kept` means still alive after that checkpoint.
         cost ([`SamplingCost`]): what the whole rollout cost.
         rollout_index (`int`): which rollout of the run this is; with `first_slot` it fixes the seeds.
         first_slot (`int`): slot of prompt 0, counted over all ranks.
@@ -240,6 +251,7 @@ class Rollout:
     advantages: torch.Tensor | None = None
     images: torch.Tensor | None = None
     prune_records: tuple[PruneRecord, ...] = ()
+    audit_records: tuple[PruneRecord, ...] = ()
     cost: SamplingCost = field(default_factory=SamplingCost)
     rollout_index: int = 0
     first_slot: int = 0
@@ -262,6 +274,18 @@ class Rollout:
         """The rollout with only `rows` `(b,)` (indices or a mask), in that order."""
         values = {name: getattr(self, name) for name in self._ROW_FIELDS}
         return replace(self, **{name: v[rows.to(v.device)] for name, v in values.items() if v is not None})
+
+    @classmethod
+    def join(cls, parts: Sequence[Rollout]) -> Rollout:
+        """One rollout from those of several sets of its prompts, in that order."""
+        rows = {name: [getattr(part, name) for part in parts] for name in cls._ROW_FIELDS}
+        rows = {name: torch.cat(values) for name, values in rows.items() if values[0] is not None}
+        records = {}
+        for name in ("prune_records", "audit_records"):
+            # A part without an audited group has no audit records.
+            several = [getattr(part, name) for part in parts if getattr(part, name)]
+            records[name] = tuple(PruneRecord.join(one_step) for one_step in zip(*several))
+        return replace(parts[0], **rows, **records, cost=sum((part.cost for part in parts), SamplingCost()))
 
     def replace(self, **changes: Any) -> Rollout:
         return replace(self, **changes)

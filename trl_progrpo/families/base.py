@@ -205,16 +205,32 @@ class Family(ABC):
         """Both sides of classifier-free guidance `(B, *latent_shape)` to one output, as the pipeline does it."""
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
-    @abstractmethod
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images `(B, 3, height, width)` in [0, 1], fp32, of final latents `(B, *latent_shape)`."""
+        return self.decode_spatial(self.spatial_latents(latents))
 
-    def decode_preview(self, latents: torch.Tensor, decoder: torch.nn.Module | None) -> torch.Tensor:
-        """Images of predicted clean latents; `decoder` is an [`~diffusers.AutoencoderTiny`] or `None` for the VAE."""
+    @abstractmethod
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1], fp32, of latents `(B, channels, h, w)`, which may be smaller than the images in training."""
+
+    def decode_preview(
+        self, latents: torch.Tensor, decoder: torch.nn.Module | None = None, downscale: int = 1
+    ) -> torch.Tensor:
+        """
+        Images of predicted clean latents `(B, *latent_shape)`, for previews.
+
+        Args:
+            latents (`torch.Tensor`): the predicted clean latents.
+            decoder (`torch.nn.Module`, *optional*): an [`~diffusers.AutoencoderTiny`]; the VAE when unset.
+            downscale (`int`, *optional*, defaults to 1): average over so many latents in each direction first, for images
+                smaller by that factor.
+        """
+        spatial = self.spatial_latents(latents)
+        if downscale > 1:
+            spatial = torch.nn.functional.avg_pool2d(spatial, downscale)
         if decoder is None:
-            return self.decode(latents)
-        images = decoder.decode(self.spatial_latents(latents).to(decoder.dtype), return_dict=False)[0]
-        return to_unit_range(images)
+            return self.decode_spatial(spatial)
+        return to_unit_range(decoder.decode(spatial.to(decoder.dtype), return_dict=False)[0])
 
     def spatial_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as `(B, channels, h, w)`, for decoders; families with packed latents unpack them here."""

@@ -132,7 +132,7 @@ class FluxFamily(DistilledGuidanceMixin, Family):
     def spatial_latents(self, latents: torch.Tensor) -> torch.Tensor:
         return self.pipeline._unpack_latents(latents, self.height, self.width, self.pipeline.vae_scale_factor)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
-        latents = self.spatial_latents(latents).to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         return to_unit_range(vae.decode(latents, return_dict=False)[0])

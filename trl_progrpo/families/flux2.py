@@ -80,9 +80,11 @@ class _Flux2Base(Family):
         std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
         return self.spatial_latents(latents * std.to(latents) + mean.to(latents))
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
-        return to_unit_range(vae.decode(self.denormalised_latents(latents.to(vae.dtype)), return_dict=False)[0])
+        # The statistics are those of the channels of patches.
+        patches = self.pipeline._patchify_latents(latents.to(vae.dtype))
+        return to_unit_range(vae.decode(self.denormalised_latents(patches), return_dict=False)[0])
 
 
 @register_family

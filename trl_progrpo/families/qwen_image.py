@@ -114,9 +114,9 @@ class QwenImageFamily(Family):
         unpacked = self.pipeline._unpack_latents(latents, self.height, self.width, self.pipeline.vae_scale_factor)
         return unpacked[:, :, 0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
-        latents = self.spatial_latents(latents).to(vae.dtype)
+        latents = latents.to(vae.dtype)
         mean, std = (latents.new_tensor(vae.config[name]).view(-1, 1, 1) for name in ("latents_mean", "latents_std"))
         # The VAE is one for videos; an image is a video of one frame.
         return to_unit_range(vae.decode((latents * std + mean)[:, :, None], return_dict=False)[0][:, :, 0])

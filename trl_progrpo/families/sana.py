@@ -97,7 +97,7 @@ class SanaFamily(Family):
     def combine_guidance(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
         return super().combine_guidance(unconditional.float(), conditional.float())
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         return to_unit_range(vae.decode(latents, return_dict=False)[0])

@@ -69,7 +69,7 @@ class StableDiffusionFamily(Family):
     def denoise(self, denoiser, latents, timestep, tensors):
         return denoiser(latents, timestep, encoder_hidden_states=tensors["prompt_embeds"], return_dict=False)[0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         return to_unit_range(vae.decode(latents, return_dict=False)[0])

@@ -86,7 +86,7 @@ class StableDiffusion3Family(Family):
             return_dict=False,
         )[0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         return to_unit_range(vae.decode(latents, return_dict=False)[0])

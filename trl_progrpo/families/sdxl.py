@@ -56,7 +56,7 @@ class StableDiffusionXLFamily(StableDiffusionFamily):
             return_dict=False,
         )[0]
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype)
         mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")

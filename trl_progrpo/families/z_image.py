@@ -96,7 +96,7 @@ class ZImageFamily(Family):
         unconditional, conditional = unconditional.float(), conditional.float()
         return conditional + self.guidance_scale * (conditional - unconditional)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         return to_unit_range(vae.decode(latents, return_dict=False)[0])

@@ -1,16 +1,35 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """Reward functions and the runner that calls them."""
 
+from .aesthetic import Aesthetic
 from .base import REWARDS, RewardFunc, image_type, resolve_reward, reward_name
+from .clip_score import ClipScore
+from .compositional import GenEvalReward
+from .hpsv2 import HPSv2
+from .jpeg import jpeg_compressibility, jpeg_incompressibility
+from .ocr import OcrReward
+from .pickscore import PickScore
+from .remote import RemoteReward
 from .runner import RewardRunner, to_pil
 from .shapes import shapes, shapes_strict
+from .siglip import SiglipScore
 
 
 __all__ = [
+    "Aesthetic",
+    "ClipScore",
+    "GenEvalReward",
+    "HPSv2",
+    "OcrReward",
+    "PickScore",
     "REWARDS",
+    "RemoteReward",
     "RewardFunc",
     "RewardRunner",
+    "SiglipScore",
     "image_type",
+    "jpeg_compressibility",
+    "jpeg_incompressibility",
     "resolve_reward",
     "reward_name",
     "shapes",

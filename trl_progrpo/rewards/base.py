@@ -22,6 +22,9 @@ means the reward does not apply to that sample. A function without `**kwargs` is
 REWARDS = Registry("reward function", "trl_progrpo.rewards")
 """Reward functions by name."""
 
+REMOTE_PREFIX = "remote:"
+"""Begins the name of a reward that is computed by reward servers: `remote:http://host:8000/pickscore`."""
+
 
 def image_type(kind: Literal["pil", "pt"]) -> Callable[[RewardFunc], RewardFunc]:
     """
@@ -42,11 +45,16 @@ def image_type(kind: Literal["pil", "pt"]) -> Callable[[RewardFunc], RewardFunc]
 
 def resolve_reward(reward: str | RewardFunc) -> RewardFunc:
     """
-    A callable from a registered name, an entry point, a dotted path, or a callable (returned as it is).
+    A callable from a registered name, an entry point, a dotted path, `remote:http://host:port/name`, or a callable
+    (returned as it is).
 
     Raises:
-        ValueError: if the name is unknown or what it names is not callable.
+        ValueError: if the name is unknown, what it names is not callable, or no server of a remote reward can be reached.
     """
+    if isinstance(reward, str) and reward.startswith(REMOTE_PREFIX):
+        from .remote import RemoteReward
+
+        return RemoteReward.from_name(reward)
     function = REWARDS.get(reward) if isinstance(reward, str) else reward
     if not callable(function):
         raise ValueError(

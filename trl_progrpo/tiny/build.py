@@ -550,10 +550,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, default=2, help="threads torch computes with, shared by stages side by side"
     )
     parser.add_argument("--pool_size", type=int, default=30_000, help="rendered training scenes")
-    parser.add_argument("--vae_steps", type=int, default=3000)
+    parser.add_argument("--vae_steps", type=int, default=2200)
     parser.add_argument("--vae_batch_size", type=int, default=32)
     parser.add_argument("--vae_lr", type=float, default=3e-3)
-    parser.add_argument("--flow_steps", type=int, default=15_000)
+    parser.add_argument("--flow_steps", type=int, default=9600)
     parser.add_argument("--flow_batch_size", type=int, default=32)
     parser.add_argument("--flow_lr", type=float, default=2e-3)
     parser.add_argument("--preview_steps", type=int, default=4000)
@@ -589,18 +589,21 @@ def run_stage(stage: str, args: argparse.Namespace, threads: int) -> list[str]:
 
 
 def vae_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
+    """Train the autoencoder."""
     vae = train_vae(pool, args.vae_steps, args.vae_batch_size, args.vae_lr, args.seed)
     vae.save_pretrained(args.output_dir / "vae")
     return report_vae(vae, args.eval_size, seed=args.seed + 1000)
 
 
 def flow_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
+    """Train the denoiser and the text encoders on the autoencoder's latents."""
     pipe = make_pipeline(AutoencoderKL.from_pretrained(args.output_dir / "vae"), args.seed)
     train_flow(pipe, pool, args.flow_steps, args.flow_batch_size, args.flow_lr, args.seed, args.output_dir)
     return []
 
 
 def preview_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
+    """Train the preview decoder on the autoencoder's latents."""
     vae = AutoencoderKL.from_pretrained(args.output_dir / "vae")
     preview = train_preview(vae, pool, args.preview_steps, args.preview_batch_size, args.preview_lr, args.seed)
     preview.save_pretrained(args.output_dir / "preview_decoder")
@@ -608,6 +611,7 @@ def preview_stage(args: argparse.Namespace, pool: Pool) -> list[str]:
 
 
 def report_stage(args: argparse.Namespace, pool: None) -> list[str]:
+    """Measure the pipeline and the preview decoder in `output_dir`."""
     pipe = load_pipeline(args.output_dir)
     preview = load_preview_decoder(args.output_dir / "preview_decoder")
     size_on_disk = sum(path.stat().st_size for path in args.output_dir.rglob("*.safetensors"))
