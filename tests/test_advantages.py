@@ -6,7 +6,7 @@ import statistics
 import pytest
 import torch
 
-from trl_progrpo.advantages import group_advantages, normalize_multi, weighted_rewards
+from trl_progrpo.advantages import comparable_rows, group_advantages, normalize_multi, weighted_rewards
 
 
 NAN = float("nan")
@@ -150,3 +150,12 @@ class TestNormalizeMulti:
     def test_no_spread_and_nothing_valid(self):
         assert normalize_multi(torch.full((4, 2), 0.1), PROMPTS[:4], [1.0, 1.0]).tolist() == [0] * 4
         assert normalize_multi(torch.full((4, 2), NAN), PROMPTS[:4], [1.0, 1.0]).tolist() == [0] * 4
+
+
+def test_comparable_rows_have_a_reward_and_company():
+    rewards = torch.tensor([1.0, NAN, 2.0, NAN, 3.0, NAN, 4.0, NAN])
+    groups = torch.tensor([5, 5, 5, -1, -1, 9, 7, 7])
+    assert comparable_rows(rewards, groups).nonzero().flatten().tolist() == [0, 2]
+    assert not comparable_rows(torch.full((3,), NAN), torch.zeros(3, dtype=torch.int64)).any()
+    with pytest.raises(ValueError, match="identified by integers"):
+        comparable_rows(rewards, groups.float())

@@ -6,7 +6,14 @@ from itertools import combinations
 import pytest
 import torch
 
-from trl_progrpo.metrics import group_std, prune_metrics, random_subset_std, rank_correlation
+from trl_progrpo.metrics import (
+    MetricsBuffer,
+    group_std,
+    prune_metrics,
+    random_subset_std,
+    rank_correlation,
+    reward_metrics,
+)
 from trl_progrpo.types import Conditioning, PruneRecord, Rollout, Schedule
 
 
@@ -145,3 +152,59 @@ class TestPruneMetrics:
 
     def test_no_pruning_no_metrics(self):
         assert prune_metrics(make_rollout([], [0, 0], [0, 1], [1.0, 2.0])) == {}
+
+
+class TestRewardMetrics:
+    def test_by_hand(self):
+        nan = math.nan
+        rewards = [1.0, 3.0, nan, 2.0, 2.0, nan, nan, nan, 8.0]
+        advantages = torch.tensor([-1.0, 1.0, nan, 0.0, 0.0, nan, nan, nan, nan])
+        rollout = make_rollout([], [0] * 3 + [1] * 3 + [2] * 3, [0, 1, 2] * 3, rewards)
+        metrics = reward_metrics(rollout.replace(advantages=advantages), ["one"])
+        assert metrics == pytest.approx(
+            {
+                "reward": 16 / 5, "rewards/one/mean": 16 / 5, "reward_std": 1 / 3, "frac_reward_zero_std": 1 / 2,
+                "frac_groups_left_out": 1 / 3,
+            }
+        )  # fmt: skip
+
+    def test_without_any_reward_there_is_nothing_to_tell_but_that(self):
+        nan = torch.full((4,), math.nan)
+        rollout = make_rollout([], [0, 0, 1, 1], [0, 1, 0, 1], nan.tolist()).replace(advantages=nan)
+        told = {name: value for name, value in reward_metrics(rollout, ["one"]).items() if not math.isnan(value)}
+        assert told == {"frac_groups_left_out": 1.0}
+
+
+class TestMetricsBuffer:
+    class Processes:
+        """Two processes, the other of which gathered what it is made with."""
+
+        num_processes, device = 2, "cpu"
+
+        def __init__(self, other):
+            self.other = torch.tensor([other])
+
+        def gather(self, values):
+            return torch.cat([values, self.other])
+
+    class One:
+        num_processes = 1
+
+    def test_means_maxima_and_minima_without_nan(self):
+        buffer = MetricsBuffer()
+        assert not buffer
+        for value in (1.0, torch.tensor(3.0), math.nan):
+            for name in ("a", "a/max", "a/min"):
+                buffer.add(name, value)
+        buffer.add("silent", math.nan)
+        assert buffer
+        assert buffer.drain(self.One()) == {"a": 2.0, "a/max": 3.0, "a/min": 1.0}
+        assert not buffer
+
+    def test_over_processes(self):
+        buffer = MetricsBuffer()
+        for name, value in (("b/max", 1.0), ("a", 1.0), ("c/min", 1.0), ("mine", 5.0), ("theirs", math.nan)):
+            buffer.add(name, value)
+        # By name: a, b/max, c/min, mine, theirs.
+        told = buffer.drain(self.Processes([3.0, 3.0, 3.0, math.nan, 7.0]))
+        assert told == {"a": 2.0, "b/max": 3.0, "c/min": 1.0, "mine": 5.0, "theirs": 7.0}

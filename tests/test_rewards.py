@@ -1,13 +1,16 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 
+import asyncio
 import math
+import threading
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from trl_progrpo.rewards import REWARDS, RewardRunner, image_type, resolve_reward, reward_name, to_pil
+from trl_progrpo.rewards import REWARDS, RewardError, RewardRunner, image_type, resolve_reward, reward_name, to_pil
 
 
 IMAGES = torch.rand(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -186,8 +189,6 @@ class TestNamesAndWeights:
 class TestCoroutines:
     def test_are_awaited_at_the_same_time(self):
         """Each waits for the other, so one after the other would never end."""
-        import asyncio
-
         arrived = {}
 
         def meeting(name, other):
@@ -204,8 +205,6 @@ class TestCoroutines:
         assert runner(PROMPTS, IMAGES).tolist() == [[3.0, 0.0, 5.0]] * 3
 
     def test_live_in_one_event_loop(self):
-        import asyncio
-
         loops = []
 
         async def reward(prompts, images):
@@ -238,3 +237,157 @@ class TestCoroutines:
         ) as e:
             RewardRunner(function)(PROMPTS, IMAGES)
         assert isinstance(e.value.__cause__, KeyError)
+
+
+class TestFaults:
+    """What `on_error` makes of a function that fails; `Faulty` fails for some images of the twelve."""
+
+    PROMPTS = [f"prompt {index}" for index in range(12)]
+    IMAGES = torch.rand(12, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    VALUES = torch.arange(12.0)
+
+    def faulty(self, bad, how):
+        """Scores image `i` with `i`; when any of `bad` is among the images, does what `how` says."""
+
+        def reward(prompts, images, index):
+            hit = [position for position, i in enumerate(index) if i in bad]
+            scores = [float(i) for i in index]
+            return how(scores, hit) if hit else scores
+
+        return reward
+
+    def run(self, function, **settings):
+        runner = RewardRunner(function, on_error="skip", **settings)
+        with pytest.warns(UserWarning, match='With `on_reward_error="skip"` images without a score are left out'):
+            scores = runner(self.PROMPTS, self.IMAGES, {"index": list(range(12))})
+        return runner, scores
+
+    @staticmethod
+    def raising(scores, hit):
+        raise RuntimeError("out of ideas")
+
+    @staticmethod
+    def short(scores, hit):
+        return [score for position, score in enumerate(scores) if position not in hit]
+
+    @staticmethod
+    def with_value(value):
+        def replace(scores, hit):
+            return [value if position in hit else score for position, score in enumerate(scores)]
+
+        return replace
+
+    @pytest.mark.parametrize("bad", [{0}, {11}, {3, 4, 9}, set(range(12))], ids=str)
+    @pytest.mark.parametrize(
+        ("how", "kind"),
+        [
+            ("raising", "exception"),
+            ("short", "wrong_length"),
+            (math.nan, "not_finite"),
+            (-math.inf, "not_finite"),
+            ("0.5", "wrong_type"),
+            ([1.0], "wrong_type"),
+        ],
+        ids=str,
+    )
+    def test_skip_loses_the_images_to_blame_and_no_others(self, bad, how, kind):
+        function = self.faulty(bad, getattr(self, how, None) if how in ("raising", "short") else self.with_value(how))
+        runner, scores = self.run([function, zeros])
+        lost = torch.tensor([index in bad for index in range(12)])
+        # Without any reward, those of the other functions included.
+        assert torch.equal(scores.isnan(), lost[:, None].expand(12, 2))
+        assert torch.equal(scores[~lost, 0], self.VALUES[~lost])
+        assert runner.errors == {kind: len(bad)}
+
+    def test_skip_leaves_none_what_it_is(self):
+        runner = RewardRunner([self.faulty({2}, self.with_value(None)), zeros], on_error="skip")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scores = runner(self.PROMPTS, self.IMAGES, {"index": list(range(12))})
+        assert scores[2].isnan().tolist() == [True, False]
+        assert not runner.errors
+
+    def test_a_kind_of_error_is_told_once_and_counted_always(self):
+        runner, _ = self.run(self.faulty({1}, self.raising))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            runner(self.PROMPTS, self.IMAGES, {"index": list(range(12))})
+        assert runner.errors == {"exception": 2}
+        runner.functions[0] = self.faulty({1}, self.with_value(math.nan))
+        with pytest.warns(UserWarning, match="returned nan"):
+            runner(self.PROMPTS, self.IMAGES, {"index": list(range(12))})
+
+    @pytest.mark.parametrize("kind", ["sync", "async"])
+    def test_a_call_that_takes_too_long(self, kind):
+        over, calls = threading.Event(), []
+
+        def sync(prompts, images):
+            calls.append(len(prompts))
+            over.wait()
+
+        async def later(prompts, images):
+            calls.append(len(prompts))
+            await asyncio.Event().wait()
+
+        function = {"sync": sync, "async": later}[kind]
+        with pytest.raises(
+            RewardError, match=r"`\w+` took longer than `reward_timeout` of 0.05 s for 12 images"
+        ) as told:
+            RewardRunner(function, timeout=0.05)(self.PROMPTS, self.IMAGES)
+        assert told.value.kind == "timeout"
+        runner, scores = self.run([function, zeros], timeout=0.05)
+        assert scores.isnan().all()
+        assert runner.errors == {"timeout": 12}
+        # Halves of what took too long are not asked for.
+        assert calls == [12, 12]
+        over.set()
+
+    @pytest.mark.parametrize("error", [TimeoutError, ConnectionRefusedError])
+    def test_halves_are_not_asked_of_a_server_that_is_away(self, error):
+        calls = []
+
+        def away(prompts, images):
+            calls.append(len(prompts))
+            raise error("nobody there")
+
+        runner, scores = self.run(away)
+        assert calls == [12]
+        assert scores.isnan().all()
+        assert runner.errors == {"timeout" if error is TimeoutError else "exception": 12}
+
+    def test_within_its_time_nothing_is_different(self):
+        def gradients(prompts, images):
+            return [float(torch.is_grad_enabled())] * len(prompts)
+
+        async def later(prompts, images):
+            return [2.0] * len(prompts)
+
+        def brightness(prompts, images):
+            return [float(np.asarray(image).mean()) for image in images]
+
+        with torch.no_grad():
+            scores = RewardRunner([gradients, later, brightness], timeout=60)(self.PROMPTS, self.IMAGES)
+            expected = RewardRunner([gradients, later, brightness])(self.PROMPTS, self.IMAGES)
+        assert torch.equal(scores, expected)
+        assert scores[0, :2].tolist() == [0.0, 2.0]
+
+    def test_retry_calls_again_and_then_stops(self, monkeypatch):
+        waited, calls = [], []
+        monkeypatch.setattr("trl_progrpo.rewards.runner.time.sleep", waited.append)
+
+        def third_time_lucky(prompts, images):
+            calls.append(len(prompts))
+            if len(calls) < 3:
+                raise ConnectionError("not now")
+            return [1.0] * len(prompts)
+
+        runner = RewardRunner(third_time_lucky, on_error="retry")
+        with pytest.warns(UserWarning, match='not now.* With `on_reward_error="retry"` it is called again'):
+            assert runner(self.PROMPTS, self.IMAGES).tolist() == [[1.0]] * 12
+        assert (calls, waited) == ([12] * 3, [1.0, 2.0])
+
+        waited.clear()
+        runner = RewardRunner(returning([1.0] * 3), on_error="retry", max_retries=4)
+        with pytest.raises(RewardError, match="3 values for 12"), pytest.warns(UserWarning, match="called again"):
+            runner(self.PROMPTS, self.IMAGES)
+        assert waited == [1.0, 2.0, 4.0, 8.0]

@@ -65,6 +65,21 @@ def group_advantages(
     return centred.to(rewards.device, torch.float32)
 
 
+def comparable_rows(rewards: torch.Tensor, prompt_index: torch.Tensor) -> torch.Tensor:
+    """
+    Which rows `(B,)`, bool, have a reward and another row with a reward in their group; the others can teach nothing.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B,)`): NaN where a row is invalid.
+        prompt_index (`torch.Tensor` of shape `(B,)`, integer): the group of every row.
+
+    Raises:
+        ValueError: as [`group_advantages`].
+    """
+    _, valid, group = _grouped(rewards, prompt_index)
+    return (valid & (torch.bincount(group[valid], minlength=len(group))[group] > 1)).to(rewards.device)
+
+
 def weighted_rewards(rewards_per_func: torch.Tensor, weights: Sequence[float] | torch.Tensor) -> torch.Tensor:
     """
     The weighted sum of several rewards, without those that do not apply.

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -78,6 +81,76 @@ def prune_metrics(rollout: Rollout) -> dict[str, float]:
             correlation = rank_correlation(_rewards_of(record, rollout), rollout.rewards.view(num_groups, -1))
             metrics[f"{prefix}/rank_corr"] = correlation.nanmean().item()
     return metrics
+
+
+def reward_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
+    """
+    What a rollout's survivors earned.
+
+    * `reward`, `rewards/{name}/mean`: mean over rows with a reward.
+    * `reward_std`: mean within-group spread.
+    * `frac_reward_zero_std`: share of the groups in the update whose rewards are all equal.
+    * `frac_groups_left_out`: share of groups that have too few rewards for an update.
+
+    Args:
+        rollout ([`~types.Rollout`]): with advantages.
+        names (`Sequence[str]` of length `F`): of the reward functions.
+    """
+    num_groups = len(rollout.prompt_index.unique())
+    left_out = rollout.advantages.view(num_groups, -1).isnan().all(1)
+    rewards = rollout.rewards.view(num_groups, -1)[~left_out]
+    spread = rewards.nan_to_num(-math.inf).amax(1) - rewards.nan_to_num(math.inf).amin(1)
+    metrics = {
+        "reward": rollout.rewards.nanmean().item(),
+        "reward_std": group_std(rollout.rewards, rollout.prompt_index).item(),
+        "frac_reward_zero_std": (spread == 0).float().mean().item(),
+        "frac_groups_left_out": left_out.float().mean().item(),
+    }
+    for name, values in zip(names, rollout.rewards_per_func.unbind(1)):
+        metrics[f"rewards/{name}/mean"] = values.nanmean().item()
+    return metrics
+
+
+class MetricsBuffer:
+    """Numbers gathered between two logs."""
+
+    def __init__(self):
+        self._values: dict[str, list[float]] = defaultdict(list)
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, name: str, value: torch.Tensor | float) -> None:
+        """One more value; NaN stands for nothing to tell."""
+        self._values[name].append(value.item() if isinstance(value, torch.Tensor) else value)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._values.clear()
+
+    def drain(self, accelerator: Any) -> dict[str, float]:
+        """
+        A maximum of what ends in `/max`, a minimum of what ends in `/min`, the mean of everything else, over all processes;
+        without what is NaN. Forgets them.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]): gathers; all processes must have added the same names.
+        """
+        told = {name: _reduce(name, values) for name, values in sorted(self._values.items())}
+        if accelerator.num_processes > 1:
+            everywhere = accelerator.gather(torch.tensor([list(told.values())], device=accelerator.device)).cpu()
+            told = {name: _reduce(name, column.tolist()) for name, column in zip(told, everywhere.unbind(1))}
+        self._values.clear()
+        return {name: value for name, value in told.items() if not math.isnan(value)}
+
+
+def _reduce(name: str, values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return math.nan
+    if name.endswith(("/max", "/min")):
+        return max(known) if name.endswith("/max") else min(known)
+    return math.fsum(known) / len(known)
 
 
 def _rewards_of(record: PruneRecord, rollout: Rollout) -> torch.Tensor:

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """
-Images per second of rewards, and what previews cost in a rollout of the embedded model. Nothing is downloaded.
+Images per second of rewards, and the share of previews in training steps of the embedded model. Nothing is downloaded.
 
 ```
 python examples/benchmarks/rewards.py
@@ -14,23 +14,25 @@ is the embedded model's, and images are noise. For `geneval` the detector is OWL
 from __future__ import annotations
 
 import argparse
+import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from transformers import TrainerCallback
 
-from trl_progrpo.families import family_class
-from trl_progrpo.policies import FlowSDE
-from trl_progrpo.rewards import GenEvalReward, RewardRunner, resolve_reward
+from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
+from trl_progrpo.rewards import GenEvalReward, RewardRunner, image_type, resolve_reward, shapes
 from trl_progrpo.rewards.learned_images import ImageTransform
 from trl_progrpo.rewards.transformers_detector import TransformersDetector
-from trl_progrpo.sampler import ExpandPruneSampler
-from trl_progrpo.timing import PhaseTimer
-from trl_progrpo.tiny import load_pipeline, load_preview_decoder, load_shapes, model_path
+from trl_progrpo.timing import PHASES
+from trl_progrpo.tiny import load_shapes, model_path
 
 
 OFFLINE = ("shapes", "jpeg_compressibility", "ocr")
@@ -166,54 +168,87 @@ def print_speed(args: argparse.Namespace) -> None:
             print(f"| `{name}` | {size} x {size} | {' | '.join(cells)} |", flush=True)
 
 
-class TimedScorer:
-    """Scores like the runner it wraps, and adds up its seconds for previews and for finished images."""
+@image_type("pt")
+class TimedShapes:
+    """The reward `shapes`, which adds up its seconds for previews."""
 
-    def __init__(self, runner: RewardRunner):
-        self.runner, self.timer = runner, PhaseTimer()
+    def __init__(self):
+        self.preview_seconds = 0.0
 
-    def __call__(self, prompts: Sequence[str], images: torch.Tensor, columns: Any = None, preview: bool = False):
-        with self.timer("preview reward" if preview else "final reward"):
-            return self.runner(prompts, images, columns, preview=preview)
+    def __call__(self, prompts: list[str], images: torch.Tensor, preview: bool, **columns) -> list[float]:
+        start = time.perf_counter()
+        values = shapes(prompts, images)
+        self.preview_seconds += preview * (time.perf_counter() - start)
+        return values
+
+
+class Seconds(TrainerCallback):
+    """Seconds by phase of every rollout and the updates on it, with the rewards of previews apart."""
+
+    def __init__(self, reward: TimedShapes):
+        self.reward, self.rollouts = reward, []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "time/update" not in (logs or {}):
+            return
+        seconds = {phase: logs.get(f"time/{phase}", 0.0) for phase in PHASES}
+        of_previews, self.reward.preview_seconds = self.reward.preview_seconds, 0.0
+        self.rollouts.append({**seconds, "reward": seconds["reward"] - of_previews, "preview reward": of_previews})
 
 
 def print_previews(args: argparse.Namespace) -> None:
-    """A table: seconds of each phase of the demo's rollout, with the tiny decoder, the full one, and without pruning."""
-    pipeline = load_pipeline()
-    family = family_class(pipeline)(pipeline, guidance_scale=1.0)
-    prompts = [row["prompt"] for row in load_shapes("train").select(range(args.prompts))]
-    conditioning = family.encode_prompts(prompts)
-    demo = {"num_expansions": 48, "prune_steps": [5, 7], "prune_sizes": [24, 12]}
+    """A table: seconds of a rollout and its updates in the demo, with the tiny decoder, the full one, and without pruning."""
+    pruned = {"num_expansions": 48, "prune_steps": [5, 7], "prune_sizes": [24, 12], "num_generations": 12}
     cases = {
-        "tiny decoder": {**demo, "preview_decoder": load_preview_decoder()},
-        "full decoder": demo,
-        "no pruning, 24 per prompt": {"num_expansions": 24},
+        "the tiny decoder": {**pruned, "preview_decoder": "shapes"},
+        "the full decoder": pruned,
+        "none: 24 per prompt, no pruning": {"num_generations": 24},
     }
-    phases = ("denoise", "preview", "preview reward", "decode", "final reward")
+    phases = ("denoise", "preview", "preview reward", "decode", "reward", "update")
     print(f"| Previews by | {' | '.join(phases)} | all | share of previews |\n{'|---' * (len(phases) + 3)}|")
     for name, options in cases.items():
-        scorer = TimedScorer(RewardRunner("shapes"))
-        sampler = ExpandPruneSampler(
-            family,
-            FlowSDE(noise_level=0.7),
-            scorer,
-            reward_weights=torch.ones(1),
+        seconds = min(rollout_seconds(args, options), key=lambda rollout: sum(rollout.values()))
+        total = sum(seconds.values())
+        share = (seconds["preview"] + seconds["preview reward"]) / total
+        cells = [f"{seconds[phase]:.2f}" for phase in phases]
+        print(f"| {name} | {' | '.join(cells)} | {total:.2f} | {share:.0%} |", flush=True)
+
+
+def rollout_seconds(args: argparse.Namespace, options: dict[str, Any]) -> list[dict[str, float]]:
+    """Trains for one rollout to warm up and `args.rollouts` more; the seconds of the latter by phase."""
+    reward = TimedShapes()
+    seconds = Seconds(reward)
+    # 48 rows an update as in the demo, or one group where that is less.
+    batch = options["num_generations"] * min(args.prompts, 48 // options["num_generations"])
+    updates = args.prompts * options["num_generations"] // batch
+    with TemporaryDirectory() as folder:
+        config = ProGRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=batch,
+            steps_per_generation=updates,
+            max_steps=updates * (args.rollouts + 1),
+            logging_steps=updates,
             num_inference_steps=10,
-            num_generations=12,
+            guidance_scale=1.0,
+            sde_window="fixed",
+            sde_window_size=6,
             rollout_batch_size=192,
+            audit_fraction=0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
             **options,
         )
-        best: dict[str, float] = {}
-        for index in range(args.rollouts + 1):
-            sampler.rollout(family.denoiser, prompts, conditioning=conditioning, rollout_index=index)
-            seconds = {**sampler.timer.drain(), **scorer.timer.drain()}
-            seconds.pop("reward")
-            if index and (not best or sum(seconds.values()) < sum(best.values())):
-                best = seconds
-        total = sum(best.values())
-        share = (best.get("preview", 0) + best.get("preview reward", 0)) / total
-        cells = [f"{best.get(phase, 0):.2f}" for phase in phases]
-        print(f"| {name} | {' | '.join(cells)} | {total:.2f} | {share:.0%} |", flush=True)
+        with redirect_stdout(io.StringIO()):
+            ProGRPOTrainer(
+                model="shapes",
+                reward_funcs=reward,
+                args=config,
+                train_dataset=load_shapes("train"),
+                callbacks=[seconds],
+            ).train()
+    return seconds.rollouts[1:]
 
 
 def main() -> None:
@@ -226,9 +261,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="time to spend on each cell")
     parser.add_argument("--device", default="cpu", help="of learned rewards")
     parser.add_argument("--dtype", default="float32", help="of learned rewards")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts of the rollout")
+    parser.add_argument("--prompts", type=int, default=16, help="prompts of a rollout")
     parser.add_argument(
-        "--rollouts", type=int, default=3, help="rollouts per row, after one to warm up; 0 for no such table"
+        "--rollouts",
+        type=int,
+        default=3,
+        help="rollouts per row, of which the fastest counts, after one to warm up; 0 for no such table",
     )
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}\n")

@@ -21,7 +21,7 @@ def test_it_prints_both_tables(monkeypatch, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in lines if "---" not in line] == [
         "Reward", "`shapes`", "`jpeg_compressibility`",
-        "Previews by", "tiny decoder", "full decoder", "no pruning, 24 per prompt",
+        "Previews by", "the tiny decoder", "the full decoder", "none: 24 per prompt, no pruning",
     ]  # fmt: skip
     assert lines[-1].endswith("| 0% |")
     assert not lines[-3].endswith("| 0% |")

@@ -21,6 +21,7 @@ BLOCKS = re.findall(
 )
 
 
+@pytest.mark.slow
 def test_parameters_and_operations():
     code, output = next(block for block in BLOCKS if "FlopCounterMode" in block[0])
     printed = io.StringIO()
@@ -38,6 +39,14 @@ def test_a_reward_of_ones_own(monkeypatch):
     check_reward_func("warmth")
     assert RewardRunner("warmth").names == ["warmth"]
     assert REWARDS.get("warmth")(["a"], [Image.new("RGB", (2, 2), (255, 0, 51))]) == pytest.approx([0.8])
+
+
+@pytest.mark.parametrize("options", ["PickScore(device", "TransformersDetector("])
+def test_options_are_taken_before_anything_is_loaded(options):
+    (code,) = [code for code, _ in BLOCKS if options in code]
+    made = {}
+    exec(code, made)
+    assert made.get("rewards") or made["reward"]
 
 
 def test_the_table_names_every_reward():

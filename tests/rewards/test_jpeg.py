@@ -51,6 +51,19 @@ def test_transparency_is_put_on_white():
     assert jpeg_size(clear) == jpeg_size(Image.new("RGB", NOISE.size, "white"))
 
 
+def test_16_bits_keep_the_upper_8():
+    grey = np.asarray(NOISE.convert("L"))
+    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    assert jpeg_size(deep) == jpeg_size(Image.fromarray(grey))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_unknown_range(mode):
+    with pytest.raises(ValueError, match=f"an image has mode {mode}, .*; convert it to 8 bits a channel"):
+        jpeg_compressibility(["a"], [Image.new(mode, (4, 4))])
+
+
 def test_what_is_no_picture():
     with pytest.raises(ValueError, match=r"an image is a Tensor; .*rewards score PIL images"):
         jpeg_compressibility(["a"], [torch.zeros(3, 4, 4)])

@@ -20,6 +20,7 @@ from trl_progrpo.cli.main import main
 from trl_progrpo.rewards import RewardRunner, remote_client, resolve_reward, reward_name
 from trl_progrpo.rewards.remote import RemoteReward, encode_image
 from trl_progrpo.rewards.remote_client import RemoteRewardError, RemoteRewardTimeout
+from trl_progrpo.testing import check_reward_func
 
 
 NAME = "toy_rewards:number"
@@ -38,8 +39,9 @@ def short_pauses(monkeypatch):
 
 @pytest.fixture
 def no_server():
-    """The address of a port that nobody listens on, kept from others meanwhile."""
+    """The address of a port that nobody listens on, kept from others meanwhile; a server may still be given it."""
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
@@ -47,7 +49,7 @@ def no_server():
 class Script:
     """A server that answers `/score` as its script says: a number, a status, a dictionary, or an event to wait for."""
 
-    def __init__(self, *script, rewards=("toy",)):
+    def __init__(self, *script, rewards=("toy",), port=0):
         self.script, self.rewards, self.requests, self.connections = list(script), list(rewards), [], set()
         script_server = self
 
@@ -64,7 +66,7 @@ class Script:
                 script_server.connections.add(self.client_address)
                 step = script_server.script.pop(0) if script_server.script else 1.0
                 if isinstance(step, threading.Event):
-                    step.wait(30)
+                    step.wait(300)
                     self.close_connection = True
                 elif step == "break":
                     self.close_connection = True
@@ -86,7 +88,7 @@ class Script:
             def log_message(self, *_):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
@@ -133,6 +135,10 @@ class TestAgainstAServer:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert ask(reward, 1, add=[5], picture=[numbered_image(1)]) == [5]
+
+    def test_contract(self, reward_server, token):
+        report = check_reward_func(f"remote:{reward_server.url}/{NAME}")
+        assert (report.name, report.batch_difference) == ("number", 0)
 
     def test_no_images(self, reward_server, token):
         assert RemoteReward(reward_server.url, NAME)([], []) == []
@@ -299,9 +305,19 @@ class TestRetries:
 
     def test_in_the_end_it_is_an_error(self):
         with Script(*[(503, {})] * 9) as server:
-            with pytest.raises(RemoteRewardError, match=r"'toy' was not computed, after 2 retries \(.*status 503\)"):
+            with pytest.raises(
+                RemoteRewardError, match=r"'toy' was not computed, after 2 retries \(.*status 503\)"
+            ) as info:
                 ask(RemoteReward(server.url, "toy", retries=2))
+            assert isinstance(info.value, ConnectionError)
             assert len(server.requests) == 3
+
+    def test_a_server_that_is_away_is_told_apart_from_one_whose_reward_fails(self):
+        """By its type, on which it depends whether smaller calls are worth a try."""
+        with Script((500, {"error": "because."})) as server:
+            with pytest.raises(RemoteRewardError) as info:
+                ask(RemoteReward(server.url, "toy"))
+            assert not isinstance(info.value, (ConnectionError, TimeoutError))
 
     def test_a_time_out_is_told_apart(self):
         never = threading.Event()
@@ -338,6 +354,11 @@ class TestRetries:
         with Script(never, (422, {"error": "no."})) as server:
             with pytest.raises(ValueError, match=r"no\."):
                 ask(RemoteReward(server.url, "toy", chunk_size=1, max_workers=2), 8)
+            waiting = [thread for thread in threading.enumerate() if thread.name == "remote-reward"]
+            assert len(waiting) >= 1
+            # Nor does the end of the process.
+            assert all(thread.daemon for thread in waiting)
+            assert len(server.requests) == 2
             never.set()
 
     def test_connections_are_kept(self):
@@ -381,7 +402,7 @@ def test_a_server_is_killed_and_another_takes_over(reward_server, token, count):
 
         with ThreadPoolExecutor(8) as pool:
             clients = [pool.submit(client, index) for index in range(8)]
-            until(half.is_set)
+            assert half.wait(300)
             first.kill()
             for future in clients:
                 future.result()
@@ -390,24 +411,23 @@ def test_a_server_is_killed_and_another_takes_over(reward_server, token, count):
         assert reward_server.health()["queue"] == 0
 
 
-def test_a_server_that_stops_and_comes_back(tmp_path, monkeypatch):
+def test_a_server_that_stops_and_comes_back(tmp_path, monkeypatch, no_server):
     """It answers what it accepted before it ends; who asks while it is away is answered when it is back."""
-    monkeypatch.setattr(remote_client, "_FIRST_PAUSE", 0.5)
-    gate = tmp_path / "gate"
-    with ServerProcess(["number", "slow"], gate=gate) as server, ThreadPoolExecutor(3) as pool:
-        slow = RemoteReward(server.wait_until_ready().url, "toy_rewards:slow")
-        number = RemoteReward(server.url, NAME)
+    monkeypatch.setattr(remote_client, "_LONGEST_PAUSE", 0.5)
+    gate, port = tmp_path / "gate", int(no_server.rpartition(":")[2])
+    with ServerProcess(["slow"], gate=gate, port=port) as server, ThreadPoolExecutor(3) as pool:
+        # However long the first one takes to end.
+        slow = RemoteReward(server.wait_until_ready().url, "toy_rewards:slow", retries=10_000)
         accepted = [pool.submit(ask, slow, 3), pool.submit(ask, slow, 2)]
         server.wait_for_queue(5)
         server.ask_to_stop()
         until(lambda: not listens(server.port))
-        asked_meanwhile = pool.submit(ask, number, 5)
+        asked_meanwhile = pool.submit(ask, slow, 5)
         gate.touch()
         assert [len(future.result()) for future in accepted] == [3, 2]
-        assert server.process.wait(30) == 0
-        with ServerProcess(["number"], port=server.port) as again:
-            again.wait_until_ready()
-            assert asked_meanwhile.result() == [0, 1, 2, 3, 4]
+        assert server.process.wait(300) == 0
+        with Script(port=port):
+            assert asked_meanwhile.result() == [1.0] * 5
 
 
 def listens(port):

@@ -3,6 +3,7 @@
 
 from .aesthetic import Aesthetic
 from .base import REWARDS, RewardFunc, image_type, resolve_reward, reward_name
+from .calls import REWARD_ERROR_KINDS, RewardError
 from .clip_score import ClipScore
 from .compositional import GenEvalReward
 from .hpsv2 import HPSv2
@@ -10,7 +11,7 @@ from .jpeg import jpeg_compressibility, jpeg_incompressibility
 from .ocr import OcrReward
 from .pickscore import PickScore
 from .remote import RemoteReward
-from .runner import RewardRunner, to_pil
+from .runner import ON_REWARD_ERROR, RewardRunner, to_pil
 from .shapes import shapes, shapes_strict
 from .siglip import SiglipScore
 
@@ -20,10 +21,13 @@ __all__ = [
     "ClipScore",
     "GenEvalReward",
     "HPSv2",
+    "ON_REWARD_ERROR",
     "OcrReward",
     "PickScore",
     "REWARDS",
+    "REWARD_ERROR_KINDS",
     "RemoteReward",
+    "RewardError",
     "RewardFunc",
     "RewardRunner",
     "SiglipScore",

@@ -105,10 +105,11 @@ class ImageTransform:
 
 def to_rgb(image: Any) -> Image.Image:
     """
-    An image in mode RGB. Transparency is put on white, as transformers' image processors do.
+    An image in mode RGB. Transparency is put on white, as transformers' image processors do; of 16 bits a channel the upper
+    8 are kept.
 
     Raises:
-        ValueError: if it is not a PIL image.
+        ValueError: if it is not a PIL image, or one of values whose range is unknown.
     """
     if not isinstance(image, Image.Image):
         raise ValueError(f"an image is a {type(image).__name__}; learned rewards score PIL images.")
@@ -116,4 +117,11 @@ def to_rgb(image: Any) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode.startswith("I;16"):
+        # PIL's own conversion cuts off at 255, so that nearly everything would be white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"an image has mode {image.mode}, in which white may be any number; convert it to 8 bits a channel."
+        )
     return image.convert("RGB")

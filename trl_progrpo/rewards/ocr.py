@@ -16,11 +16,11 @@ from .base import REWARDS
 from .learned_images import to_rgb
 
 
-# Measured on rendered words from 64 to 256 pixels: small pictures are enlarged to 192 before detection, and short lines are
+# Measured on rendered words from 64 to 256 pixels: small pictures are enlarged to 128 before detection, and short lines are
 # not padded to the length of a sentence; both make reading several times cheaper and cost no accuracy there.
 PARAMETERS = {
     "Det.limit_type": "min",
-    "Det.limit_side_len": 192,
+    "Det.limit_side_len": 128,
     "Rec.rec_img_shape": [3, 48, 160],
     # Larger pictures are read at this size; detection takes time per pixel.
     "Global.max_side_len": 512,

@@ -8,8 +8,9 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, as_completed
 from typing import Any
 
 from PIL import Image
@@ -107,7 +108,8 @@ class RemoteReward:
         Scores of `images`, in order; `None` where the reward does not apply.
 
         Raises:
-            RemoteRewardError: if no server answered in time and after all retries, or the reward failed there.
+            RemoteRewardUnreachable: if no server answered after all retries; RemoteRewardTimeout if none did in time.
+            RemoteRewardError: if the reward failed on a server.
             ValueError: if the servers refuse what they are given.
         """
         if len(prompts) != len(images):
@@ -117,15 +119,15 @@ class RemoteReward:
         rows = range(len(images))
         chunks = [rows[start : start + self.chunk_size] for start in range(0, len(rows), self.chunk_size)]
         stop = threading.Event()
-        pool = ThreadPoolExecutor(self.max_workers, thread_name_prefix="remote-reward")
+        scored = _in_threads(
+            lambda chunk: self._score(request, columns, images, chunk, stop), chunks, self.max_workers, stop
+        )
         try:
-            scored = [pool.submit(self._score, request, columns, images, chunk, stop) for chunk in chunks]
             for future in as_completed(scored):
                 future.result()  # whichever fails first ends the call
             return [value for future in scored for value in future.result()]
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
 
     def __repr__(self) -> str:
         return f"RemoteReward({self._servers.urls}, {self.reward!r})"
@@ -186,6 +188,30 @@ def encode_image(image: Image.Image, image_format: str, index: int) -> bytes:
     file = io.BytesIO()
     image.save(file, image_format, **_SAVE_OPTIONS[image_format])
     return file.getvalue()
+
+
+def _in_threads(
+    score: Callable[[range], list[float | None]], chunks: Sequence[range], workers: int, stop: threading.Event
+) -> list[Future[list[float | None]]]:
+    """What `score` makes of each chunk; none is begun once `stop` is set."""
+    futures = [Future() for _ in chunks]
+    waiting = deque(zip(chunks, futures))
+
+    def work() -> None:
+        while waiting and not stop.is_set():
+            try:
+                chunk, future = waiting.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                future.set_result(score(chunk))
+            except BaseException as error:
+                future.set_exception(error)
+
+    # Daemons, unlike the threads of a pool: a run that ends because one server failed does not wait for one that hangs.
+    for _ in range(min(workers, len(chunks))):
+        threading.Thread(target=work, name="remote-reward", daemon=True).start()
+    return futures
 
 
 def _plain_value(value: Any) -> Any:

@@ -44,7 +44,11 @@ class RemoteRewardError(RuntimeError):
     """No server gave an answer that can be used."""
 
 
-class RemoteRewardTimeout(RemoteRewardError, TimeoutError):
+class RemoteRewardUnreachable(RemoteRewardError, ConnectionError):
+    """No server answered; another request would fare no better."""
+
+
+class RemoteRewardTimeout(RemoteRewardUnreachable, TimeoutError):
     """No server answered in time."""
 
 
@@ -135,7 +139,8 @@ class RewardServers:
         is tried again.
 
         Raises:
-            RemoteRewardError: if no server answers, or the reward failed on one.
+            RemoteRewardUnreachable: if no server answers.
+            RemoteRewardError: if the reward failed on one.
             TooLarge: if a server takes no request of this size.
             ValueError: if a server refuses the request.
         """
@@ -204,10 +209,10 @@ class RewardServers:
         token = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
         return text.replace(token, "***") if token else text
 
-    def _given_up(self, reward: str, failures: dict[str, str]) -> RemoteRewardError:
+    def _given_up(self, reward: str, failures: dict[str, str]) -> RemoteRewardUnreachable:
         told = "; ".join(f"{url}: {why}" for url, why in failures.items())
         late = all(why.startswith("no answer") for why in failures.values())
-        kind = RemoteRewardTimeout if late else RemoteRewardError
+        kind = RemoteRewardTimeout if late else RemoteRewardUnreachable
         return kind(
             f"reward {reward!r} was not computed, after {self.retries} retries ({told}); check that the servers run, "
             "or raise `timeout` and `retries` of RemoteReward."

@@ -1,22 +1,25 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Calls reward functions and checks what they return."""
+"""Scores images with several reward functions, and decides what a failure of one means."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-import threading
-import traceback
-from collections.abc import Awaitable, Mapping, Sequence
-from concurrent.futures import Future
-from os.path import basename
-from typing import Any
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from .base import RewardFunc, resolve_reward, reward_name
+from .calls import RewardError, begin_call
+
+
+OnRewardError = Literal["raise", "skip", "retry"]
+ON_REWARD_ERROR = ("raise", "skip", "retry")
 
 
 class RewardRunner:
@@ -28,6 +31,20 @@ class RewardRunner:
             functions (`async def`) are awaited together, in an event loop that lives as long as the process.
         reward_weights (`list[float]`, *optional*): one weight per function; all 1 when unset.
         weights_name (`str`, *optional*, defaults to `"reward_weights"`): what errors call the weights.
+        on_error (`str`, *optional*, defaults to `"raise"`): what follows when a function raises, takes longer than `timeout`,
+            or returns something else than one finite number or `None` per image.
+
+            * `"raise"`: [`~rewards.RewardError`].
+            * `"skip"`: the images it has no score for are left without any reward: all their rewards are NaN, also those
+              of the other functions, for a sum without one of its terms would be another reward. A call that raised, or
+              returned a wrong number of scores, is repeated in halves until the images to blame are found; one that
+              took too long or lost its connection is not.
+            * `"retry"`: the call is made again after 1, 2, 4, ... seconds, `max_retries` times, then as `"raise"`.
+        timeout (`float`, *optional*): seconds that a call may take; any time when unset.
+        max_retries (`int`, *optional*, defaults to 3): for `"retry"`.
+
+    Attributes:
+        errors (`Counter`): images without a score so far, by kind of error (see [`~rewards.RewardError`]).
 
     Raises:
         ValueError: if there is no function, an unknown name, or the number of weights differs.
@@ -38,6 +55,9 @@ class RewardRunner:
         reward_funcs: RewardFunc | str | Sequence,
         reward_weights: Sequence[float] | None = None,
         weights_name: str = "reward_weights",
+        on_error: OnRewardError = "raise",
+        timeout: float | None = None,
+        max_retries: int = 3,
     ):
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
@@ -52,6 +72,9 @@ class RewardRunner:
                 "give one weight per function."
             )
         self.weights = torch.tensor(weights, dtype=torch.float32)
+        self.on_error, self.timeout, self.max_retries = on_error, timeout, max_retries
+        self.errors: Counter[str] = Counter()
+        self._told: set[tuple[str, str]] = set()
 
     def __len__(self) -> int:
         return len(self.functions)
@@ -76,7 +99,8 @@ class RewardRunner:
         preview: bool = False,
     ) -> torch.Tensor:
         """
-        Rewards `(B, F)`, fp32 on the CPU; NaN where a function returned `None`.
+        Rewards `(B, F)`, fp32 on the CPU; NaN where a function returned `None`, and in all of a row that has no reward
+        because a function failed.
 
         Args:
             prompts (`Sequence[str]` of length `B`): the prompt of each image.
@@ -85,117 +109,86 @@ class RewardRunner:
             preview (`bool`, *optional*, defaults to `False`): whether the images are previews; told to the functions.
 
         Raises:
-            ValueError: if a function raises, or returns the wrong length, NaN or infinity, or something that is not a
-                number.
+            RewardError: as `on_error` says.
         """
-        pil, returned = None, []
-        for name, function in zip(self.names, self.functions):
-            if getattr(function, "image_type", "pil") == "pt":
-                batch = images
-            else:
-                batch = pil = pil if pil is not None else to_pil(images)
-            keywords = {**(columns or {}), "preview": preview}
-            try:
-                values = function(prompts=list(prompts), images=batch, **accepted_keywords(function, keywords))
-            except Exception as error:
-                raise _failure(name, error, len(prompts)) from error
-            # Begun now and awaited below, so that several coroutines wait for their servers at the same time.
-            returned.append(_begin(values) if inspect.isawaitable(values) else values)
+        batch = _Batch(prompts, images, columns or {}, preview)
+        # All are begun before the first is waited for.
+        finishing = [self._begin(column, batch, slice(None)) for column in range(len(self))]
         scores = torch.empty(len(prompts), len(self))
-        for column, (name, values) in enumerate(zip(self.names, returned)):
-            if isinstance(values, Future):
-                try:
-                    values = values.result()
-                except Exception as error:
-                    raise _failure(name, error, len(prompts)) from error
-            scores[:, column] = torch.tensor(check_scores(name, values, len(prompts)))
+        failed = torch.zeros(len(prompts), dtype=torch.bool)
+        for column, finish in enumerate(finishing):
+            values, lost = self._finish(column, batch, slice(0, len(prompts)), finish)
+            scores[:, column] = torch.tensor(values)
+            failed[lost] = True
+        scores[failed] = math.nan
         return scores
+
+    def _begin(self, column: int, batch: _Batch, rows: slice) -> Callable[[], list[float]]:
+        function = self.functions[column]
+        images, keywords = batch.given(function, rows)
+        return begin_call(self.names[column], function, batch.prompts[rows], images, keywords, self.timeout)
+
+    def _finish(self, column: int, batch: _Batch, rows: slice, finish) -> tuple[list[float], list[int]]:
+        """Scores of `rows`, and which of the batch's rows have none because of an error."""
+        try:
+            return finish(), []
+        except RewardError as error:
+            if self.on_error == "retry":
+                return self._retry(column, batch, rows, error), []
+            if self.on_error == "raise":
+                raise
+            return self._skip(column, batch, rows, error)
+
+    def _retry(self, column: int, batch: _Batch, rows: slice, error: RewardError) -> list[float]:
+        for attempt in range(self.max_retries):
+            self._tell(column, error, "it is called again")
+            time.sleep(2.0**attempt)
+            try:
+                return self._begin(column, batch, rows)()
+            except RewardError as another:
+                error = another
+        raise error
+
+    def _skip(self, column: int, batch: _Batch, rows: slice, error: RewardError) -> tuple[list[float], list[int]]:
+        if error.divisible:
+            middle = (rows.start + rows.stop) // 2
+            halves = [slice(rows.start, middle), slice(middle, rows.stop)]
+            parts = [self._finish(column, batch, half, self._begin(column, batch, half)) for half in halves]
+            return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+        count = rows.stop - rows.start
+        lost = range(count) if error.rows is None else error.rows
+        self.errors[error.kind] += len(lost)
+        self._tell(column, error, "images without a score are left out of their groups")
+        return error.scores or [math.nan] * count, [rows.start + index for index in lost]
+
+    def _tell(self, column: int, error: RewardError, consequence: str) -> None:
+        """Once per function and kind of error; `errors` counts the rest."""
+        if (self.names[column], error.kind) not in self._told:
+            self._told.add((self.names[column], error.kind))
+            warnings.warn(f'{error} With `on_reward_error="{self.on_error}"` {consequence}.', stacklevel=2)
+
+
+class _Batch:
+    """What is to be scored, in the form each function wants."""
+
+    def __init__(self, prompts, images: torch.Tensor, columns: Mapping[str, Sequence[Any]], preview: bool):
+        self.prompts, self.images, self.columns, self.preview = prompts, images, columns, preview
+        self._pil: list[Image.Image] | None = None
+
+    def given(self, function: RewardFunc, rows: slice) -> tuple[Any, dict[str, Any]]:
+        """Images and keywords for `function`."""
+        columns, images = self.columns, self.images
+        if getattr(function, "image_type", "pil") != "pt":
+            images = self._pil = to_pil(self.images) if self._pil is None else self._pil
+        if rows != slice(None):
+            columns, images = {name: list(values)[rows] for name, values in columns.items()}, images[rows]
+        return images, {**columns, "preview": self.preview}
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """PIL images of a tensor `(B, 3, height, width)` in [0, 1], rounded as diffusers' image processor does."""
     array = (images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
     return [Image.fromarray(image) for image in array]
-
-
-def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names."""
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return keywords
-    return {name: value for name, value in keywords.items() if name in parameters}
-
-
-def check_scores(name: str, values: Any, expected: int) -> list[float]:
-    """
-    What a reward function returned, as `expected` floats; NaN for `None`.
-
-    Raises:
-        ValueError: if it is not one finite number or `None` per image.
-    """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().tolist()
-    returned = None
-    if isinstance(values, (str, dict)) or not hasattr(values, "__len__"):
-        returned = type(values).__name__
-    elif len(values) != expected:
-        returned = f"{len(values)} values"
-    if returned is not None:
-        raise ValueError(
-            f"reward function `{name}` returned {returned} for {expected} images; return a list with one number "
-            "(or None) per image."
-        )
-    checked = []
-    for index, value in enumerate(values):
-        if value is None:
-            checked.append(math.nan)
-            continue
-        try:
-            if isinstance(value, str):  # float("0.5") is a number
-                raise TypeError
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"reward function `{name}` returned {value!r} for image {index}; return a number, or None where the "
-                "reward does not apply."
-            ) from None
-        if not math.isfinite(number):
-            raise ValueError(
-                f"reward function `{name}` returned {number} for image {index}; return a finite number, or None where "
-                "the reward does not apply."
-            )
-        checked.append(number)
-    return checked
-
-
-_loop: asyncio.AbstractEventLoop | None = None
-_loop_lock = threading.Lock()
-
-
-def _begin(values: Awaitable) -> Future:
-    """
-    Starts a coroutine in the process's event loop. One loop for all calls: clients that a reward function keeps open
-    belong to the loop they were made in.
-    """
-    global _loop
-    with _loop_lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="async-rewards", daemon=True).start()
-
-    async def wait():
-        return await values
-
-    return asyncio.run_coroutine_threadsafe(wait(), _loop)
-
-
-def _failure(name: str, error: Exception, expected: int) -> ValueError:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-    return ValueError(
-        f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring {expected} images; mend it, "
-        "or let it return None for what it cannot score."
-    )
 
 
 def _unique(names: list[str]) -> list[str]:

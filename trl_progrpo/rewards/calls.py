@@ -1,0 +1,231 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""One call of one reward function: what it is given, how long it may take, and what is wrong with what it returns."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
+from os.path import basename
+from typing import Any, Literal, get_args
+
+import torch
+
+from .base import RewardFunc
+
+
+RewardErrorKind = Literal["exception", "timeout", "not_finite", "wrong_length", "wrong_type"]
+REWARD_ERROR_KINDS: tuple[str, ...] = get_args(RewardErrorKind)
+
+
+class RewardError(ValueError):
+    """
+    A reward function did not do its part.
+
+    Args:
+        message (`str`): one sentence with the function's name and what to do.
+        kind (`str`): `"exception"`, `"timeout"`, `"not_finite"`, `"wrong_length"` or `"wrong_type"`.
+        rows (`Sequence[int]`, *optional*): the images that have no score because of it; all of the call when unset.
+        scores (`list[float]`, *optional*): of all images of the call, NaN at `rows`; only where `rows` is set.
+        divisible (`bool`, *optional*, defaults to `False`): whether smaller calls may find the image that is to blame.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        kind: RewardErrorKind,
+        rows: Sequence[int] | None = None,
+        scores: list[float] | None = None,
+        divisible: bool = False,
+    ):
+        super().__init__(message)
+        self.kind, self.rows, self.scores, self.divisible = kind, rows, scores, divisible
+
+
+def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names."""
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return keywords
+    return {name: value for name, value in keywords.items() if name in parameters}
+
+
+def begin_call(
+    name: str,
+    function: RewardFunc,
+    prompts: Sequence[str],
+    images: Any,
+    keywords: dict[str, Any],
+    timeout: float | None,
+) -> Callable[[], list[float]]:
+    """
+    Calls `function`, and returns what waits for its scores: coroutines of several functions wait at the same time.
+
+    Args:
+        name (`str`): what errors call the function.
+        function ([`~rewards.RewardFunc`]): the reward.
+        prompts (`Sequence[str]` of length `B`): the prompt of each image.
+        images (`list[PIL.Image.Image]` or `torch.Tensor`): as the function declares.
+        keywords (`dict`): of which it is given those it takes.
+        timeout (`float`, *optional*): seconds. A function that is not a coroutine then runs in a thread of its own, which
+            is left to itself when the time is over, for Python cannot stop it.
+
+    Returns:
+        `Callable`: returns one float per image, NaN for `None`; raises [`RewardError`].
+    """
+    expected = len(prompts)
+    keywords = {**accepted_keywords(function, keywords), "prompts": list(prompts), "images": images}
+    try:
+        if timeout is not None and not inspect.iscoroutinefunction(function):
+            values = _in_thread(function, keywords, images)
+        else:
+            values = function(**keywords)
+        if inspect.isawaitable(values):
+            values = _begin(values)
+    except Exception as error:
+        failure = _failure(name, error, expected)
+        return lambda: _raise(failure)
+
+    def finish() -> list[float]:
+        result = values
+        if isinstance(values, Future):
+            try:
+                result = values.result(timeout)
+            except Exception as error:
+                late = isinstance(error, TimeoutError) and not values.done()
+                values.cancel()
+                raise (_late(name, timeout, expected) if late else _failure(name, error, expected)) from error
+        return check_scores(name, result, expected)
+
+    return finish
+
+
+def check_scores(name: str, values: Any, expected: int) -> list[float]:
+    """
+    What a reward function returned, as `expected` floats; NaN for `None`.
+
+    Raises:
+        RewardError: if it is not one finite number or `None` per image; tells the first image that has none.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().tolist()
+    if isinstance(values, (str, dict)) or not hasattr(values, "__len__"):
+        raise _not_a_list(name, type(values).__name__, expected, "wrong_type")
+    if len(values) != expected:
+        raise _not_a_list(name, f"{len(values)} values", expected, "wrong_length")
+    scores, bad = [], []
+    for index, value in enumerate(values):
+        scores.append(_number(value))
+        if value is not None and not math.isfinite(scores[-1]):
+            bad.append(index)
+    if bad:
+        value = values[bad[0]]
+        # What float() takes is a number, of whatever type.
+        number = _is_number(value)
+        raise RewardError(
+            f"reward function `{name}` returned {float(value) if number else repr(value)} for image {bad[0]}; return a "
+            f"{'finite number' if number else 'number'}, or None where the reward does not apply.",
+            "not_finite" if number else "wrong_type",
+            bad,
+            [math.nan if index in bad else score for index, score in enumerate(scores)],
+        )
+    return scores
+
+
+def _number(value: Any) -> float:
+    return float(value) if value is not None and _is_number(value) else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):  # float("0.5") is a number
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+_loop: asyncio.AbstractEventLoop | None = None
+_loop_lock = threading.Lock()
+
+
+def _begin(values: Awaitable) -> Future:
+    """
+    Starts a coroutine in the process's event loop. One loop for all calls: clients that a reward function keeps open
+    belong to the loop they were made in.
+    """
+    global _loop
+    with _loop_lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="async-rewards", daemon=True).start()
+
+    async def wait():
+        return await values
+
+    return asyncio.run_coroutine_threadsafe(wait(), _loop)
+
+
+def _in_thread(function: RewardFunc, keywords: dict[str, Any], images: Any) -> Future:
+    """Runs `function` in a thread; gradient mode and CUDA stream, which threads do not inherit, are the caller's."""
+    future, gradients = Future(), torch.is_grad_enabled()
+    on_gpu = isinstance(images, torch.Tensor) and images.is_cuda
+    stream = torch.cuda.stream(torch.cuda.current_stream(images.device)) if on_gpu else nullcontext()
+
+    future.set_running_or_notify_cancel()
+
+    def run():
+        try:
+            with torch.set_grad_enabled(gradients), stream:
+                values = function(**keywords)
+                if inspect.isawaitable(values):
+                    values = _begin(values).result()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(values)
+
+    # A daemon, unlike the threads of a pool: one that hangs does not keep the process alive.
+    threading.Thread(target=run, name="reward-with-timeout", daemon=True).start()
+    return future
+
+
+def _raise(error: Exception) -> list[float]:
+    raise error
+
+
+def _late(name: str, timeout: float | None, expected: int) -> RewardError:
+    return RewardError(
+        f"reward function `{name}` took longer than `reward_timeout` of {timeout:g} s for {expected} images; raise it, or "
+        "make the function faster.",
+        "timeout",
+    )
+
+
+def _failure(name: str, error: Exception, expected: int) -> RewardError:
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    failure = RewardError(
+        f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring {expected} images; mend it, "
+        "or let it return None for what it cannot score.",
+        "timeout" if isinstance(error, TimeoutError) else "exception",
+        # Where a server is away, smaller calls only wait longer.
+        divisible=expected > 1 and not isinstance(error, (TimeoutError, ConnectionError)),
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def _not_a_list(name: str, returned: str, expected: int, kind: RewardErrorKind) -> RewardError:
+    return RewardError(
+        f"reward function `{name}` returned {returned} for {expected} images; return a list with one number (or None) per "
+        "image.",
+        kind,
+        divisible=expected > 1,
+    )
