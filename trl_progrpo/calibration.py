@@ -1,0 +1,181 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What a run costs in seconds on this machine, and what its groups look like, found out by running small ones."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from .cost import PruneSchedule, UnitCost, WorkCount
+from .planning import RecordedGroups
+from .policies import Policy
+from .progrpo_config import ProGRPOConfig
+from .progrpo_trainer import ProGRPOTrainer
+from .recording import record_groups
+from .timing import PHASES
+
+
+def calibration_config(args: ProGRPOConfig, output_dir: str, previews: bool = False) -> ProGRPOConfig:
+    """
+    The configuration of a run of the smallest rollouts that use whole batches: the same networks, batch sizes and precision,
+    two denoising steps, one prompt, no evaluation, trackers or checkpoints.
+
+    Args:
+        args ([`ProGRPOConfig`]): of the run to be measured; left as it is.
+        output_dir (`str`): an empty folder.
+        previews (`bool`, *optional*, defaults to `False`): whether there are previews even if the run has none.
+    """
+    previews = previews or bool(args.prune_steps)
+    small = copy.copy(args)
+    trained = max(2, args.per_device_train_batch_size)
+    started = trained
+    if previews:
+        # Whole batches, and something to prune: a checkpoint that drops nothing is none.
+        started = args.rollout_batch_size * (trained // args.rollout_batch_size + 1)
+    changes = {
+        "output_dir": output_dir,
+        "num_generations": trained,
+        "num_expansions": started,
+        "prune_steps": [0] if previews else None,
+        "prune_sizes": [trained] if previews else None,
+        "num_inference_steps": 2,
+        "sde_window": None,
+        "steps_per_generation": trained // args.per_device_train_batch_size,
+        "gradient_accumulation_steps": trained // args.per_device_train_batch_size,
+        "num_iterations": 1,
+        "audit_fraction": 0.0,
+        "rollout_waves": 1,
+        "max_steps": 1_000_000,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "logging_strategy": "steps",
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "push_to_hub": False,
+        "load_best_model_at_end": False,
+        "log_completions": False,
+        "num_validation_prompts": 0,
+        "disable_tqdm": True,
+    }
+    for name, value in changes.items():
+        setattr(small, name, value)
+    return small
+
+
+def measure_seconds(trainer: ProGRPOTrainer, seconds: float = 30.0) -> UnitCost:
+    """
+    Seconds per piece of work, from as many rollouts and updates as fit into `seconds`, at least one. The first one, in which
+    kernels are chosen and compiled, counts only if there is no other.
+
+    Args:
+        trainer ([`ProGRPOTrainer`]): of a [`calibration_config`]; it is trained, so throw it away.
+        seconds (`float`, *optional*, defaults to 30.0): roughly how long this may take.
+    """
+    args, sampler = trainer.args, trainer.sampler
+    # Several functions, or one that is both: previews and finished images are timed apart.
+    preview_seconds, final_seconds = [], []
+    sampler.preview_scorer = _timed(sampler.preview_scorer, preview_seconds)
+    sampler.scorer = _timed(sampler.scorer, final_seconds)
+    trainer.add_callback(_Clock(seconds, trainer.accelerator.device))
+    trainer.train()
+    rollouts = [entry for entry in trainer.state.log_history if "time/denoise" in entry]
+    used = slice(1, None) if len(rollouts) > 1 else slice(None)
+    phase = {name: _mean([entry.get(f"time/{name}", 0.0) for entry in rollouts[used]]) for name in PHASES}
+    steps, sizes = tuple(args.prune_steps or ()), tuple(args.prune_sizes or ())
+    schedule = PruneSchedule(args.num_inference_steps, args.num_generations, args.num_expansions, steps, sizes)
+    work = WorkCount.of(
+        schedule,
+        trained_steps=len(trainer.last_rollout.step_indices),
+        nfe_per_row=trainer.family.nfe_per_row,
+        num_rewards=len(trainer.reward_runner),
+        num_preview_rewards=len(trainer.preview_reward_runner),
+    )
+    network = phase["denoise"] / work.nfe
+    reference = network if args.beta > 0 else 0.0
+    return UnitCost(
+        network=network,
+        # With a KL term the update's seconds hold a forward pass of the reference, which is counted by itself.
+        training=max(0.0, phase["update"] / work.training_passes - reference),
+        decode=phase["decode"] / work.decodes,
+        preview=phase["preview"] / work.preview_decodes if steps else 0.0,
+        reward=_mean(final_seconds[used]) / work.final_reward_calls,
+        preview_reward=_mean(preview_seconds[used]) / work.preview_reward_calls if steps else 0.0,
+    )
+
+
+def record_untrained(
+    trainer: ProGRPOTrainer,
+    rows: Sequence[Mapping[str, Any]],
+    level: float,
+    policy: Policy,
+    train_steps: Sequence[int],
+    num_inference_steps: int,
+    num_expansions: int,
+) -> RecordedGroups:
+    """
+    Whole groups of a trainer's policy as it is now; see [`record_groups`].
+
+    Args:
+        trainer ([`ProGRPOTrainer`]): of any schedule and number of steps.
+        rows (`Sequence[Mapping]`): rows of data with a prompt, one group each.
+        level (`float`): of noise.
+        policy ([`~policies.Policy`]): with that noise.
+        train_steps (`Sequence[int]`): steps that carry it.
+        num_inference_steps (`int`): denoising steps.
+        num_expansions (`int`): trajectories per group.
+    """
+    denoiser, column = trainer.family.denoiser, trainer.args.prompt_column
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != column}
+    prompts, training = [row[column] for row in rows], denoiser.training
+    denoiser.eval()
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            return record_groups(
+                trainer.sampler,
+                denoiser,
+                prompts,
+                columns,
+                level=level,
+                num_expansions=num_expansions,
+                num_inference_steps=num_inference_steps,
+                policy=policy,
+                conditioning=trainer.prompt_cache(prompts, trainer.args.negative_prompt),
+                train_steps=train_steps,
+            )
+    finally:
+        denoiser.train(training)
+
+
+class _Clock(TrainerCallback):
+    """Stops training when the time is up; waits for the device after every batch, so that each phase has its own seconds."""
+
+    def __init__(self, seconds: float, device: torch.device):
+        self.until, self.device = time.perf_counter() + seconds, device
+
+    def on_phase(self, args, state, control, **kwargs):
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = True
+        control.should_training_stop = time.perf_counter() >= self.until
+
+
+def _timed(scorer: Callable[..., torch.Tensor], seconds: list[float]) -> Callable[..., torch.Tensor]:
+    def scored(*args, **kwargs) -> torch.Tensor:
+        start = time.perf_counter()
+        rewards = scorer(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return rewards
+
+    return scored
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,92 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Where `trl-progrpo plan` has its numbers from: networks without weights, and a small run with them."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from .base import user_errors
+from .plan_schedule import record
+
+
+if TYPE_CHECKING:
+    from ..cost import UnitCost
+    from ..families import Family
+    from ..planning import RecordedGroups
+
+
+def rows_of(train: Any, number: int) -> list[dict[str, Any]]:
+    """Rows from all over a dataset, or the first ones of a stream; again from the beginning if there are too few."""
+    if not hasattr(train, "__len__"):
+        rows = list(itertools.islice(train, number))
+    else:
+        rows = [train[i * len(train) // min(number, len(train))] for i in range(min(number, len(train)))]
+    return list(itertools.islice(itertools.cycle(rows), number))
+
+
+def count(model_args, training_args, rows) -> tuple[Family, dict[str, str], UnitCost | None, str | None]:
+    """The family without weights, what to say of it, and its FLOPs or why they are not known."""
+    from ..flops import unit_flops
+    from .dry_run import resolve_model
+    from .skeleton import preview_decoder_skeleton
+    from .text_skeleton import encode
+
+    flops = reason = None
+    try:
+        family, lines = resolve_model(model_args, training_args, text_encoders=True)
+    except ValueError as error:
+        # Perhaps only a tokenizer is missing.
+        family, lines = resolve_model(model_args, training_args)
+        reason = error
+    decoder = preview_decoder_skeleton(training_args.preview_decoder) if training_args.preview_decoder else None
+    if training_args.gradient_checkpointing:
+        family.denoiser.enable_gradient_checkpointing()
+    if reason is None:
+        try:
+            conditioning = encode(family, [rows[0][training_args.prompt_column]])
+            flops = unit_flops(family, conditioning, decoder, training_args.preview_downscale)
+        # A family may look at the values of tensors that have none here.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+    facts = dict(lines)
+    told = {"model": facts["pipeline"], "denoiser": f"{facts[family.denoiser_name]}; trained: {facts['trained']}"}
+    told["images"] = facts["images"]
+    return family, told, flops, None if reason is None else f"FLOPs are not counted: {' '.join(str(reason).split())}"
+
+
+def measure(
+    script_args, model_args, training_args, rows, options, levels
+) -> tuple[UnitCost | None, list[RecordedGroups]]:
+    """Seconds per piece of work, unless they are not wanted, and recorded groups; with the weights loaded."""
+    from ..calibration import calibration_config, measure_seconds
+    from ..progrpo_trainer import ProGRPOTrainer
+    from .train import init_kwargs, lora_config
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder:
+        small = calibration_config(training_args, folder, previews=options.calibrate)
+        small.model_init_kwargs = init_kwargs(model_args, training_args)
+        with user_errors():
+            trainer = ProGRPOTrainer(
+                model=model_args.model_name_or_path,
+                reward_funcs=script_args.reward_funcs,
+                args=small,
+                train_dataset=rows,
+                peft_config=lora_config(model_args),
+                preview_reward_funcs=script_args.preview_reward_funcs,
+            )
+        started = options.calibration_expansions
+        started = started or max(training_args.num_expansions, 4 * training_args.num_generations)
+        steps = training_args.num_inference_steps
+        with user_errors(ours_only=True):
+            # First, for measuring trains.
+            recorded = record(trainer, levels, rows[: options.calibration_groups], steps, started, say)
+            if options.no_time:
+                return None, recorded
+            say(f"Measuring this machine for about {options.calibration_seconds:g} seconds ...")
+            return measure_seconds(trainer, options.calibration_seconds), recorded
