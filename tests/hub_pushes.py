@@ -1,8 +1,12 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Runs of the Python interface that push to a Hub, in a process of its own: `python hub_pushes.py job.json`."""
+"""Runs that push to a Hub, of the command line and of Python, in a process of their own: `python hub_pushes.py job.json`."""
 
+import contextlib
+import io
 import json
 import logging
+import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -49,6 +53,34 @@ def make_trainer(job, name, **kwargs):
     )
 
 
+def command_line(job):
+    """What `python -m trl_progrpo.cli` does, in here as importing it all once more takes the time of several runs."""
+    printed, argv = io.StringIO(), sys.argv
+    sys.argv = ["trl-progrpo", *job["command"]]
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        try:
+            runpy.run_module("trl_progrpo.cli", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            status = end.code
+    sys.argv = argv
+    return {"status": status, "printed": printed.getvalue()}
+
+
+def names(job):
+    """Status, output and errors of every call of the command line."""
+    from trl_progrpo.cli.main import main
+
+    answers, known = [], os.environ["HF_TOKEN"]
+    for argv, token in job["calls"]:
+        os.environ["HF_TOKEN"] = token
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            answers.append([main(argv)])
+        answers[-1] += [out.getvalue(), err.getvalue()]
+    os.environ["HF_TOKEN"] = known
+    return answers
+
+
 def refused(job):
     try:
         make_trainer(job, "refused", hub_model_id=job["base"])
@@ -79,12 +111,20 @@ def checkpoints(job):
 
 def full(job):
     trainer = make_trainer(
-        job, "full", hub_model_id="full", lora=False, learning_rate=5e-3, drop_text_encoders=True, bf16=False
+        job,
+        "full",
+        hub_model_id="full",
+        lora=False,
+        learning_rate=5e-3,
+        drop_text_encoders=True,
+        bf16=False,
+        save_strategy="steps",
+        save_steps=1,
     )
     trainer.train()
-    info = trainer.push_to_hub(dataset_name="maker/prompts", tags="extra")
+    trainer.push_to_hub(dataset_name="maker/prompts", tags="extra")
     torch.save(trainer.generate(job["prompts"]), Path(job["root"], "full.pt"))
-    return info.commit_message
+    return sorted(path.name for path in Path(trainer.args.output_dir).glob("checkpoint-*"))
 
 
 def failures(job):
@@ -103,5 +143,7 @@ def failures(job):
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
-    results = {function.__name__: function(job) for function in (refused, checkpoints, full, failures)}
+    results = {
+        function.__name__: function(job) for function in (names, command_line, refused, checkpoints, full, failures)
+    }
     Path(job["root"], "results.json").write_text(json.dumps(results))

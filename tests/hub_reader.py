@@ -20,7 +20,7 @@ def read(entry):
     card.validate()
     code = re.search(r"^```python\n(.*?)^```", card.text, re.M | re.S)[1]
     # Without the last line, which samples: from noise that cannot be compared. The embedded base is a folder here.
-    lines = [line for line in code.splitlines() if "trl_progrpo" not in line and not line.startswith("image =")]
+    lines = [line for line in code.partition("\nimage =")[0].splitlines() if "trl_progrpo" not in line]
     namespace = {"model_path": lambda: entry["base"]}
     exec("\n".join(lines), namespace)
     pipeline = namespace["pipeline"]
@@ -37,7 +37,8 @@ def read(entry):
         output_type="pt",
     ).images
     adapters = getattr(pipeline.transformer, "peft_config", {}).values()
-    return {"images": images, "card": card.data.to_dict(), "lora": [(c.r, c.lora_alpha) for c in adapters]}
+    lora = [(c.r, c.lora_alpha, c.base_model_name_or_path) for c in adapters]
+    return {"images": images, "card": card.data.to_dict(), "lora": lora}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""What a run leaves behind, read by stock diffusers in a process that has never heard of this package."""
+"""What a run leaves behind, read by stock diffusers."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,6 +14,7 @@ from trl_progrpo.adapters import (
     RAW_ADAPTER_FILE,
     adapters_disabled,
     add_adapter,
+    base_of,
     default_lora_config,
     load_adapter,
     save_adapter,
@@ -26,37 +24,30 @@ from trl_progrpo.progrpo_trainer import EVAL_ROLLOUT
 from trl_progrpo.seeds import INITIAL_NOISE, row_noise
 
 
-READER = """
-import json, sys, torch
-torch.set_num_threads(1)
-from diffusers import DiffusionPipeline, SD3Transformer2DModel
+def read(base, latents, kind, folder=None, **kwargs):
+    """The images that stock diffusers makes of a folder; a process that lacks this package does it in `test_hub.py`."""
+    from diffusers import DiffusionPipeline, SD3Transformer2DModel
 
-job = json.load(open(sys.argv[1]))
-latents = torch.load(job["latents"])
-results = {}
-for name, how in job["folders"].items():
-    pipeline = DiffusionPipeline.from_pretrained(job["base"], text_encoder_3=None, tokenizer_3=None)
+    pipeline = DiffusionPipeline.from_pretrained(base, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
-    if how["kind"] == "lora":
-        pipeline.load_lora_weights(how["folder"], **how.get("kwargs", {}))
-    elif how["kind"] == "full":
-        pipeline.transformer = SD3Transformer2DModel.from_pretrained(how["folder"], subfolder="transformer")
-    results[name] = pipeline(
-        job["prompts"], num_inference_steps=4, guidance_scale=1.0, height=8, width=8, max_sequence_length=0,
+    if kind == "lora":
+        pipeline.load_lora_weights(folder, **kwargs)
+        [config] = pipeline.transformer.peft_config.values()
+        assert (config.r, config.lora_alpha) == (4, 8), "r or alpha is lost"
+    elif kind == "full":
+        pipeline.transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
+    return pipeline(
+        PROMPTS, num_inference_steps=4, guidance_scale=1.0, height=8, width=8, max_sequence_length=0,
         latents=latents, output_type="pt",
-    ).images
-    if how["kind"] == "lora":
-        assert [c.lora_alpha for c in pipeline.transformer.peft_config.values()] == [8], "alpha is lost"
-        assert [c.r for c in pipeline.transformer.peft_config.values()] == [4], "r is lost"
-assert "trl_progrpo" not in sys.modules
-torch.save(results, job["results"])
-"""
+    ).images  # fmt: skip
+
+
 PROMPTS = ["a red circle", "two blue squares", "a green triangle"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, make_pipeline, pipeline_path, redness):
-    """Images of several runs, by their trainer and by stock diffusers in one fresh process."""
+    """Images of several runs, by their trainer and by stock diffusers."""
     from datasets import Dataset
 
     from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
@@ -102,32 +93,14 @@ def results(tmp_path_factory, make_pipeline, pipeline_path, redness):
     folders["raw"] = {
         "kind": "lora",
         "folder": str(root / "average"),
-        "kwargs": {"weight_name": RAW_ADAPTER_FILE},
+        "weight_name": RAW_ADAPTER_FILE,
     }
     averaged.ema = None
     ours["raw"] = averaged.generate(PROMPTS)
     run("full", "full")
 
-    torch.save(latents, root / "latents.pt")
-    job = {
-        "base": pipeline_path,
-        "prompts": PROMPTS,
-        "latents": str(root / "latents.pt"),
-        "folders": folders,
-        "results": str(root / "results.pt"),
-    }
-    (root / "job.json").write_text(json.dumps(job))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", READER, str(root / "job.json")],
-        env=environment,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return root, ours, torch.load(root / "results.pt")
+    theirs = {name: read(pipeline_path, latents, **how) for name, how in folders.items()}
+    return root, ours, theirs
 
 
 @pytest.mark.parametrize("name", ["base", "lora", "checkpoint", "average", "raw", "full"])
@@ -157,6 +130,7 @@ def test_the_file_has_diffusers_layout_and_carries_its_config(results):
     assert all(name.startswith("transformer.") and ".lora_" in name for name in names)
     config = json.loads(metadata["lora_adapter_metadata"])
     assert (config["transformer.r"], config["transformer.lora_alpha"]) == (4, 8)
+    assert config["transformer.base_model_name_or_path"] is None, "made in memory"
 
 
 def test_nothing_else_is_written_into_a_run(results):
@@ -190,6 +164,15 @@ class TestRoundTrip:
                 metadata.append(file.metadata())
         assert metadata[0] == metadata[1]
         assert all(torch.equal(tensor, contents[1][name]) for name, tensor in contents[0].items())
+
+    @pytest.mark.parametrize("base", ["user/base", None])
+    def test_it_knows_its_base(self, base, make_family, tmp_path):
+        family = make_family()
+        add_adapter(family, default_lora_config(family))
+        save_adapter(family, str(tmp_path), base_model=base)
+        *_, metadata = type(family.pipeline).lora_state_dict(str(tmp_path), return_lora_metadata=True)
+        assert base_of(metadata, family.denoiser_name) == base
+        assert base_of(None, family.denoiser_name) is None
 
     def test_a_missing_file(self, make_family, tmp_path):
         with pytest.raises(ValueError, match=r"there is no adapter at '.*'; give a folder"):

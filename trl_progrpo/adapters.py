@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,20 +79,29 @@ def adapters_disabled(denoiser: torch.nn.Module) -> Iterator[None]:
         denoiser.enable_adapters()
 
 
-def save_adapter(family: Family, directory: str, weight_name: str = ADAPTER_FILE) -> None:
+def save_adapter(
+    family: Family, directory: str, weight_name: str = ADAPTER_FILE, base_model: str | None = None
+) -> None:
     """
     Writes the adapter as `pipeline.load_lora_weights(directory)` reads it, with rank and alpha in the file's metadata
-    (without it, loading takes alpha to be the rank).
+    (without it, loading takes alpha to be the rank), and the Hub name of the model it was trained on if it has one.
     """
     name = family.denoiser_name
+    config = {**family.denoiser.peft_config["default"].to_dict(), "base_model_name_or_path": base_model}
     type(family.pipeline).save_lora_weights(
         save_directory=directory,
         weight_name=weight_name,
         **{
             f"{name}_lora_layers": get_peft_model_state_dict(family.denoiser, adapter_name="default"),
-            f"{name}_lora_adapter_metadata": _plain(family.denoiser.peft_config["default"].to_dict()),
+            f"{name}_lora_adapter_metadata": _plain(config),
         },
     )
+
+
+def base_of(metadata: Mapping[str, Any] | None, denoiser_name: str) -> str | None:
+    """The Hub name of the model an adapter was trained on, from the metadata that diffusers returns; `None` if unknown."""
+    name = (metadata or {}).get(f"{denoiser_name}.base_model_name_or_path")
+    return name if isinstance(name, str) else None
 
 
 def load_adapter(family: Family, path: str) -> None:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..families.loading import EMBEDDED
+from ..heldout import evaluation_table
 from ..hub import redact
+from .command import Command, portable_path, portable_text, portable_values, started_with
 from .facts import (
     audit_table,
     compute_table,
     describe_device,
-    describe_schedule,
-    evaluation_table,
     network_evaluations,
-    reproduction_command,
+    settings_table,
     training_reward,
     versions,
 )
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from ..progrpo_trainer import ProGRPOTrainer
 
 
-__all__ = ["CardPictures", "loading_code", "name_on_hub", "write_model_card"]
+__all__ = [
+    "CardPictures", "Command", "loading_code", "name_on_hub", "portable_path", "portable_text", "portable_values",
+    "started_with", "write_model_card",
+]  # fmt: skip
 
 
 def write_model_card(
@@ -45,8 +49,8 @@ def write_model_card(
     """
     Writes `README.md` into `output_dir`, and into `images/` beside it the pictures it shows.
 
-    Only what the run knows is stated; rewards without an evaluation before training are given without a gain. Tokens are
-    left out wherever they might stand.
+    Only what the run knows is stated; rewards without an evaluation before training are given without a gain. Tokens and
+    paths of this machine are left out wherever they might stand.
 
     Args:
         trainer ([`ProGRPOTrainer`]): the run.
@@ -76,31 +80,54 @@ def write_model_card(
         widget=widget(shown) or None,
         **inherited_license(trainer.model_name, token),
     )
-    source = trainer.hub_model_id or output_dir
+    source = trainer.hub_model_id or _path_for_others(output_dir)
+    best_step = trainer.state.best_global_step if args.load_best_model_at_end else None
     card = ModelCard.from_template(
         data,
         template_str=files("trl_progrpo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
-        title=model_name or os.path.basename(os.path.abspath(source)),
-        base_model_name=trainer.model_name or "a diffusers pipeline",
+        title=model_name or os.path.basename(os.path.abspath(trainer.hub_model_id or output_dir)),
+        base=_describe_base(trainer.model_name),
         what="LoRA adapter" if trainer.use_adapter else "fine-tuned pipeline",
         averaged=trainer.ema is not None,
+        best_step=best_step,
         reward_names=trainer.reward_runner.names,
-        evaluation=evaluation_table(history),
+        evaluation=evaluation_table(history, trainer.reward_runner.names),
         trained=training_reward(history),
         pictures=shown,
         has_curve=pictures and trainer.card_pictures.write_curve(output_dir),
-        schedule=describe_schedule(args),
+        settings=settings_table(trainer),
         funnel=prune_table(history, prune_group_sizes(args), args.num_inference_steps),
         audits=audit_table(history),
         nfe=network_evaluations(history, args, trainer.family.nfe_per_row),
         compute=compute_table(history),
         device=describe_device(trainer),
-        command=reproduction_command(),
+        command=trainer.command,
         versions=versions(),
-        load=loading_code(trainer, source, args.hub_revision if trainer.hub_model_id else None),
+        load=loading_code(
+            trainer,
+            source,
+            args.hub_revision if trainer.hub_model_id else None,
+            trainer.model_name and (base or _path_for_others(trainer.model_name)),
+        ),
         steps=trainer.state.global_step,
         args=args,
-        lora=trainer.family.denoiser.peft_config["default"] if trainer.use_adapter else None,
+        lora=trainer.use_adapter,
     )
     card.content = redact(card.content, [args.hub_token, token])
     card.save(os.path.join(output_dir, "README.md"))
+
+
+def _describe_base(name: str | None) -> str:
+    if name is None or name == "":
+        return "a diffusers pipeline made in memory"
+    if name in EMBEDDED:
+        return f"`{name}`, the small model that comes with `trl_progrpo`"
+    on_hub = name_on_hub(name)
+    return f"[{on_hub}](https://huggingface.co/{on_hub})" if on_hub else f"`{portable_path(name)}`"
+
+
+def _path_for_others(path: str) -> str:
+    """A path that is of use on this machine alone is given by its last part, and shown to be in need of the others."""
+    portable = portable_path(path)
+    is_there = os.path.abspath(portable) == os.path.abspath(os.path.expanduser(path))
+    return portable if is_there else f"path/to/{portable}"

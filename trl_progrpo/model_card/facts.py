@@ -1,16 +1,13 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""What a run knows about itself: rewards with their errors, schedule, cost, command and versions."""
+"""What a run knows about itself: training rewards, schedule, settings, cost and versions."""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,53 +25,6 @@ PACKAGES = ("torch", "diffusers", "transformers", "trl", "peft", "accelerate", "
 """Distributions whose versions decide what a run does."""
 
 
-def evaluation_table(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """
-    First and last evaluation of every held-out reward on every evaluation set: `name`, `before`, `before_se`, `after`,
-    `after_se`, `gain`, `gain_se`, `num_prompts` and `fell`, whether the loss is above two standard errors.
-
-    `before` and `gain` are `None` where the first evaluation was not before training. The error of a gain treats the two
-    evaluations as independent; with the same prompts and noise in both it is usually smaller.
-    """
-    rows = []
-    for prefix in dict.fromkeys(_prefix(key) for entry in log_history for key in entry if _prefix(key)):
-        evaluations = [entry for entry in log_history if f"{prefix}_num_prompts" in entry]
-        first, last = evaluations[0], evaluations[-1]
-        before = first if first.get("step") == 0 and first is not last else None
-        for key in last:
-            if key.startswith(f"{prefix}_rewards/") and key.endswith("/mean"):
-                rows.append(_evaluation_row(prefix, key, before, last))
-    return rows
-
-
-def _prefix(key: str) -> str | None:
-    match = re.fullmatch(r"(eval(?:_.+)?)_num_prompts", key)
-    return match[1] if match else None
-
-
-def _evaluation_row(
-    prefix: str, key: str, before: Mapping[str, Any] | None, last: Mapping[str, Any]
-) -> dict[str, Any]:
-    error_key = key.removesuffix("mean") + "stderr"
-    dataset = prefix.removeprefix("eval").strip("_")
-    name = key.removeprefix(f"{prefix}_rewards/").removesuffix("/mean")
-    row = {
-        "name": f"{name} ({dataset})" if dataset else name,
-        "before": before and before[key],
-        "before_se": before and before[error_key],
-        "after": last[key],
-        "after_se": last[error_key],
-        "gain": None,
-        "gain_se": None,
-        "num_prompts": int(last[f"{prefix}_num_prompts"]),
-        "fell": False,
-    }
-    if before is not None:
-        row["gain"], row["gain_se"] = row["after"] - row["before"], math.hypot(row["before_se"], row["after_se"])
-        row["fell"] = row["gain"] < -2 * row["gain_se"]
-    return row
-
-
 def training_reward(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """`first` and `last` logged mean training reward and their `first_step`, `last_step`; `None` if there are not two."""
     logged = [entry for entry in log_history if "reward" in entry]
@@ -88,14 +38,53 @@ def describe_schedule(args: ProGRPOConfig) -> str:
     """One sentence: what was started, pruned and trained."""
     if args.num_expansions == args.num_generations:
         return f"Plain GRPO: {args.num_generations} trajectories per prompt, all trained on."
-    sizes = " -> ".join(str(size) for size in [args.num_expansions, *(args.prune_sizes or [])])
+    sizes = " → ".join(str(size) for size in [args.num_expansions, *(args.prune_sizes or [])])
     if not args.prune_steps:
         return (
             f"{args.num_expansions} trajectories per prompt were finished; the {args.num_generations} chosen by "
             f"`{args.pruning_rule}` on their rewards were trained on."
         )
-    text = f"{sizes} trajectories per prompt, pruned by `{args.pruning_rule}` after steps {args.prune_steps} (0-based)"
-    return text + f" of {args.num_inference_steps}; {args.num_generations} were trained on."
+    steps = " and ".join(map(str, args.prune_steps))
+    plural = "s" if len(args.prune_steps) > 1 else ""
+    return (
+        f"{sizes} trajectories per prompt, pruned by `{args.pruning_rule}` after step{plural} {steps} of "
+        f"{args.num_inference_steps} (counted from 0); {args.num_generations} were trained on."
+    )
+
+
+def settings_table(trainer: ProGRPOTrainer) -> list[tuple[str, str]]:
+    """Name and value of what one would look for first, in words."""
+    args = trainer.args
+    policy = args.policy or trainer.family.policies[0]
+    level = f"eta {args.eta}" if policy == "ddim" else f"noise level {args.noise_level}"
+    count = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
+    rows = [
+        ("training prompts", f"{count:,}" if count is not None else "streamed" if trainer.train_dataset else None),
+        ("trajectories", describe_schedule(args).rstrip(".")),
+        ("sampling", f"{args.num_inference_steps} steps, guidance scale {args.guidance_scale}"),
+        ("policy", f"`{policy}`, {level}"),
+        (
+            "trained steps",
+            f"a {args.sde_window} window, `sde_window_size` {args.sde_window_size}"
+            if args.sde_window
+            else "all with noise",
+        ),
+        ("learning rate", f"{args.learning_rate:g}"),
+        ("clip width", f"{args.epsilon:g}"),
+        ("KL weight", f"{args.beta:g}"),
+        ("loss weights of the steps", f"std^{args.step_weighting:g}" if args.step_weighting else None),
+        ("weights", _describe_weights(trainer)),
+        ("seed", str(args.seed)),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _describe_weights(trainer: ProGRPOTrainer) -> str:
+    args, text = trainer.args, "all of the denoiser"
+    if trainer.use_adapter:
+        lora = trainer.family.denoiser.peft_config["default"]
+        text = f"LoRA of rank {lora.r} and alpha {lora.lora_alpha}"
+    return text + (f", averaged with decay {args.ema_decay:g}" if trainer.ema is not None else "")
 
 
 def network_evaluations(
@@ -141,35 +130,13 @@ def compute_table(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def describe_device(trainer: ProGRPOTrainer) -> str:
-    """Number and kind of the devices, and their precision."""
-    device = trainer.accelerator.device
+    """Number and kind of the devices (of a CPU the threads), and their precision."""
+    device, threads = trainer.accelerator.device, torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    if device.type == "cpu":
+        name += f" with {threads} thread{'s' if threads > 1 else ''}"
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32"
     return f"{trainer.accelerator.num_processes} x {name}, {precision}"
-
-
-def reproduction_command() -> str | None:
-    """
-    The command line of this process; `None` in a notebook or an interactive session, which has none.
-
-    Without flags that name a token, key or password, and with `~` for the home folder. Tokens elsewhere are for
-    [`~hub.redact`].
-    """
-    program, *rest = sys.argv
-    if not program or hasattr(sys, "ps1") or "ipykernel" in os.path.basename(os.path.dirname(program)):
-        return None
-    ours = os.path.basename(program) == "trl-progrpo" or os.path.dirname(program).endswith(
-        os.path.join("trl_progrpo", "cli")
-    )
-    command = ["trl-progrpo"] if ours else ["python", program]
-    for previous, argument in zip(["", *rest], rest):
-        secret = _SECRET_FLAG.fullmatch(argument.partition("=")[0]) or _SECRET_FLAG.fullmatch(previous)
-        if not secret:
-            command.append(argument)
-    return shlex.join(command).replace(str(Path.home()), "~")
-
-
-_SECRET_FLAG = re.compile(r"--?[\w-]*(?:token|api[_-]?key|password|secret)", re.IGNORECASE)
 
 
 def versions() -> dict[str, str]:

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING
 
 from ..adapters import ADAPTER_FILE
 from ..families.loading import EMBEDDED
+from ..validation import validation_prompts
 
 
 if TYPE_CHECKING:
     from ..progrpo_trainer import ProGRPOTrainer
 
 
-def loading_code(trainer: ProGRPOTrainer, source: str, revision: str | None = None) -> str:
+def loading_code(
+    trainer: ProGRPOTrainer, source: str, revision: str | None = None, model_name: str | None = None
+) -> str:
     """
-    The lines that load the result and sample as the run did.
+    The lines that load the result and sample as the run did, with one of its validation prompts.
 
     Args:
         trainer ([`ProGRPOTrainer`]): the run.
         source (`str`): folder or Hub name of the result.
         revision (`str`, *optional*): branch on the Hub.
+        model_name (`str`, *optional*): what to call the base model; what the run loaded when unset.
     """
     family = trainer.family
     imports = ["from diffusers import DiffusionPipeline"]
@@ -37,7 +41,7 @@ def loading_code(trainer: ProGRPOTrainer, source: str, revision: str | None = No
     ]
     at = [f"revision={revision!r}"] if revision else []
     if trainer.use_adapter:
-        name = trainer.model_name
+        name = model_name or trainer.model_name
         base = repr(name) if name else "path_of_the_base_model"
         if name in EMBEDDED:
             imports.append("from trl_progrpo.tiny import model_path")
@@ -50,8 +54,10 @@ def loading_code(trainer: ProGRPOTrainer, source: str, revision: str | None = No
         ]
     else:
         lines = [f"pipeline = DiffusionPipeline.from_pretrained({', '.join([repr(source), *options, *at])})"]
+    if trainer.accelerator.device.type == "cuda":
+        lines.append('pipeline.to("cuda")')
     steps = trainer.args.eval_num_inference_steps or trainer.args.num_inference_steps
-    call = {"num_inference_steps": steps, **family.pipeline_call_kwargs}
-    arguments = ", ".join(f"{key}={value!r}" for key, value in call.items())
-    lines.append(f"image = pipeline(prompt=prompt, {arguments}).images[0]")
+    prompt = next(iter(validation_prompts(trainer)), "your prompt")
+    call = {"prompt": prompt, "num_inference_steps": steps, **family.pipeline_call_kwargs}
+    lines += ["image = pipeline(", *(f"    {key}={value!r}," for key, value in call.items()), ").images[0]"]
     return "\n".join([*imports, "", *lines])

@@ -17,11 +17,15 @@ from ..validation import validation_prompts
 
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ..progrpo_trainer import ProGRPOTrainer
 
 
 FOLDER = "images"
 CURVE = f"{FOLDER}/reward_curve.png"
+MIN_SIDE = 256
+"""Pixels; smaller pictures are enlarged by a whole number, pixel by pixel, for a page would blur or hide them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class CardPictures:
             for index, image in enumerate(to_pil(images) if images is not None else []):
                 paths[name, index] = f"{FOLDER}/{name}_{index}.png"
                 os.makedirs(os.path.join(directory, FOLDER), exist_ok=True)
-                image.save(os.path.join(directory, paths[name, index]))
+                _enlarged(image).save(os.path.join(directory, paths[name, index]))
         return [Picture(prompt, paths["after", i], paths.get(("before", i))) for i, prompt in enumerate(prompts)]
 
     def write_curve(self, directory: str) -> bool:
@@ -96,3 +100,8 @@ class CardPictures:
         state = tuple(weight.detach().double().sum().item() for weight in weights)
         if state != self._state:
             self._after, self._state = trainer.generate(self._prompts()), state
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = max(1, MIN_SIDE // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), resample=0)

@@ -1,0 +1,119 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""The command that began a run and the config it read, fit to be shown to others: no secrets, no paths of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+_SECRET = r"(?:[\w-]*[_-])?(?:token|api[_-]?key|password|passwd|secret)"
+_SECRET_FLAG = re.compile(rf"--?{_SECRET}", re.IGNORECASE)
+_SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
+# After the start, or what stands before a value in shells, YAML and JSON; so neither in `a/b` nor in `http://host/a`.
+_PATH = re.compile(r"""(?<![^\s'"=,;:(\[{])~?/[^\s'"=,;:()\[\]{}/]+(?:/+[^\s'"=,;:()\[\]{}/]+)*/*""")
+
+
+@dataclass(frozen=True)
+class Command:
+    """
+    Attributes:
+        line (`str`): one shell command.
+        config_name (`str`, *optional*): the file after `--config`, as `line` has it.
+        config (`str`, *optional*): that file's keys, as YAML.
+    """
+
+    line: str
+    config_name: str | None = None
+    config: str | None = None
+
+
+def started_with() -> Command | None:
+    """
+    The command line of this process, and the YAML file it names; `None` in a notebook or an interactive session.
+
+    Flags and keys that name a token, key or password are left out (tokens elsewhere are for [`~hub.redact`]), and paths
+    are made portable, see [`portable_path`].
+    """
+    program, *rest = sys.argv
+    if not program or hasattr(sys, "ps1") or "ipykernel" in os.path.basename(os.path.dirname(program)):
+        return None
+    ours = os.path.basename(program) == "trl-progrpo" or os.path.dirname(program).endswith(
+        os.path.join("trl_progrpo", "cli")
+    )
+    command = ["trl-progrpo"] if ours else ["python", portable_path(program)]
+    for previous, argument in zip(["", *rest], rest):
+        if not _SECRET_FLAG.fullmatch(argument.partition("=")[0]) and not _SECRET_FLAG.fullmatch(previous):
+            command.append(portable_text(argument))
+    path = _config_path(rest)
+    config = _config(path)
+    return Command(shlex.join(command), portable_path(path) if config else None, config)
+
+
+def portable_path(path: str) -> str:
+    """A path as somebody else could use it: relative to the working folder if it lies below, else its last part alone."""
+    full = os.path.normpath(os.path.expanduser(path))
+    if not os.path.isabs(full):
+        return path
+    below = os.path.relpath(full, os.getcwd())
+    return os.path.basename(full) if below.startswith(os.pardir) else below
+
+
+def portable_text(text: str) -> str:
+    """`text` with every absolute path in it made portable; one that is a path as a whole, or after `=`, may have spaces."""
+    flag, equals, value = text.partition("=")
+    if equals and re.fullmatch(r"--?[\w-]+", flag):
+        return f"{flag}={portable_text(value)}"
+    if os.path.isabs(os.path.expanduser(text)) and "\n" not in text:
+        return portable_path(text)
+    return _PATH.sub(lambda match: portable_path(match[0]), text)
+
+
+def portable_values(value: Any) -> Any:
+    """The same for all texts in what JSON or YAML can hold."""
+    if isinstance(value, dict):
+        return {key: portable_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable_values(item) for item in value]
+    return portable_text(value) if isinstance(value, str) else value
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    for previous, argument in zip(["", *arguments], arguments):
+        if previous == "--config":
+            return argument
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _config(path: str | None) -> str | None:
+    """The keys of a YAML file; `None` if there is no such file, for it may be another program's `--config`."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    lines = [_yaml({key: value}) for key, value in portable_values(_without_secrets(config)).items()]
+    return "".join(lines).strip()
+
+
+def _yaml(entry: dict[str, Any]) -> str:
+    # Short lists on one line, as one would write them; but an entry that is no list on a line of its own.
+    style = None if any(isinstance(value, (dict, list)) for value in entry.values()) else False
+    return yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, default_flow_style=style, width=110)
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items() if not _SECRET_KEY.fullmatch(str(key))}
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
