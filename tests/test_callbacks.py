@@ -134,6 +134,19 @@ class TestTerminal:
         assert callback.bar is None
 
 
+def test_a_run_shows_its_phases_its_reward_and_the_time_left(terminal, make_trainer):
+    trainer = make_trainer(disable_tqdm=False, max_steps=3)
+    trainer.train()
+    frames = [frame for frame in re.split(r"[\r\n]", terminal.getvalue()) if "%|" in frame]
+    assert max(map(len, frames)) <= 80
+    # Of the second rollout, when there is a reward and a pace.
+    middle = [frame for frame in frames if re.search(r"\| 1/3 \[\d\d:\d\d<\d\d:\d\d\]", frame)]
+    rewards = [callbacks._number(entry["reward"]) for entry in trainer.state.log_history if "reward" in entry]
+    for phase in ("denoise", "preview", "decode", "reward", "update"):
+        assert any(f"] reward {rewards[0]} (+0.000) · {phase}" in frame for frame in middle), phase
+    assert re.search(rf"\| 3/3 \[\d\d:\d\d<00:00\] reward {re.escape(rewards[-1])} ", frames[-1])
+
+
 @pytest.mark.parametrize(
     ("value", "signed", "text"),
     [(0, False, "0.000"), (0.5, True, "+0.500"), (-12.3456, True, "-12.346"), (0.00123, False, "0.00123"),

@@ -6,13 +6,16 @@ import math
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
 from trl_progrpo.cli.main import main
 from trl_progrpo.report import read_run, write_report
 from trl_progrpo.report.record import record_run
@@ -210,9 +213,14 @@ class TestReport:
 
 
 class TestRecordedRun:
-    @pytest.fixture
-    def folder(self, make_trainer):
-        trainer = make_trainer(max_steps=2)
+    @pytest.fixture(scope="class")
+    def folder(self, make_pipeline, redness, tmp_path_factory):
+        args = ProGRPOConfig(
+            output_dir=str(tmp_path_factory.mktemp("run")), per_device_train_batch_size=4, num_generations=4, max_steps=2,
+            num_expansions=6, prune_steps=[1], prune_sizes=[4], num_inference_steps=4, logging_steps=1, use_cpu=True,
+            save_strategy="no", report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = ProGRPOTrainer(make_pipeline(), redness, args, ["a red circle", "two blue squares"])
         trainer.train()
         trainer.save_model()
         trainer.save_state()
@@ -250,8 +258,8 @@ class TestRecordedRun:
         totals = np.array([[int(n) for n in re.findall(r"\d+", note)] for note in notes.values()])
         assert totals.sum(0).tolist() == [len(checkpoint.rewards), int(checkpoint.kept.sum())]
 
-    def test_a_folder_that_lost_its_pictures(self, folder):
-        _, path = folder
+    def test_a_folder_that_lost_its_pictures(self, folder, tmp_path):
+        path = shutil.copytree(folder[1], tmp_path / "copy")
         run = read_run(path)
         for file in run.pictures_folder.glob("*.png"):
             file.unlink()
@@ -369,19 +377,19 @@ class TestCommand:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 class TestInABrowser:
     def opened(self, url, tmp_path, *flags, width=1280):
         """What the page said on the console, which addresses it asked for, and its final text."""
         log = tmp_path / "net.json"
+        # Names are not resolved: nothing but this machine can be asked at all.
         command = [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
             "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", f"--user-data-dir={tmp_path / 'profile'}",
             "--enable-logging=stderr", f"--log-net-log={log}", f"--window-size={width},900", "--dump-dom", *flags, url,
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
         console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
         events = json.loads(log.read_text())["events"]
         asked = [event.get("params") or {} for event in events]
@@ -407,7 +415,7 @@ class TestInABrowser:
         assert asked == set()
         assert "Images before and after" in text
 
-    @pytest.mark.parametrize("width", [390, 1280])
+    @pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
     def test_nothing_sticks_out(self, make_folder, tmp_path, width):
         report = write_report(make_folder())
         # Windows cannot be as narrow as a phone; frames can.
@@ -423,3 +431,17 @@ class TestInABrowser:
         scroll, client = int(found[1]), int(found[2])
         assert scroll <= client
         assert width - 20 <= client <= width
+
+    @pytest.mark.slow
+    def test_screenshots_for_the_documentation(self, make_folder, tmp_path):
+        script = Path(__file__).parents[1] / "docs" / "take_screenshots.py"
+        command = [sys.executable, str(script), str(write_report(make_folder())), "--folder", str(tmp_path)]
+        subprocess.run([*command, "--browser", CHROMIUM], check=True, timeout=600)
+        for name, width in (("report_desktop.png", 1100), ("report_phone.png", 2 * 390)):
+            with Image.open(tmp_path / name) as picture:
+                assert picture.width == width
+                colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+            # The page, to its edges and not beyond: its ground, cards and ink.
+            assert (colours[:width] == [0xF7, 0xF7, 0xF5]).all()
+            assert len(np.unique(colours, axis=0)) > 50
+            assert (tmp_path / name).stat().st_size < 400 * 1024

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from trl_progrpo.monitoring import GroupWatch, TrackerImagesCallback, print_completions
+from trl_progrpo import plots
+from trl_progrpo.monitoring import (
+    Checkpoint,
+    GroupWatch,
+    TrackerImagesCallback,
+    WatchedGroup,
+    check_trackers,
+    print_completions,
+)
 from trl_progrpo.monitoring.group_plots import (
     by_reward,
     histogram_edges,
@@ -21,6 +30,8 @@ from trl_progrpo.monitoring.group_plots import (
     reward_histogram,
     survivors_picture,
 )
+from trl_progrpo.monitoring.trackers import PACKAGES
+from trl_progrpo.plots import draw_image_grid
 from trl_progrpo.types import PruneRecord
 from trl_progrpo.validation import distinct_rows, validation_prompts
 
@@ -82,9 +93,10 @@ class TestTensorBoard:
 
         return read
 
-    def test_scalars_and_pictures_are_read_back(self, make_trainer, read, tmp_path, monkeypatch, same_as):
+    def test_scalars_and_pictures_are_read_back(self, make_trainer, read, tmp_path, monkeypatch, same_as, redness):
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
-        trainer = make_trainer(report_to="tensorboard", max_steps=3, log_images_steps=2)
+        # A learning rate that shows after three steps.
+        trainer = make_trainer(report_to="tensorboard", max_steps=3, log_images_steps=2, learning_rate=0.3)
         trainer.train()
         events = read(tmp_path / "tb")
         tags = events.Tags()
@@ -95,22 +107,17 @@ class TestTensorBoard:
         read_back = {event.step: event.value for event in events.Scalars("train/reward")}
         assert read_back == pytest.approx(logged)
         assert {"train/prune/step_1/reward_std_after", "train/sampling/nfe"} <= set(tags["scalars"])
-        last = events.Images("images/reward_histogram")[-1]
-        assert same_as(io.BytesIO(last.encoded_image_string), reward_histogram(trainer.group_watch.group))
 
-    def test_pictures_before_and_now_differ_after_training_alone(self, make_trainer, read, tmp_path, monkeypatch):
-        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
-        sent = {}
-        monkeypatch.setattr(
-            "trl_progrpo.monitoring.trackers.send_images", lambda trackers, images, step: sent.update(images)
-        )
-        # A learning rate that shows, on a single step.
-        trainer = make_trainer(report_to="tensorboard", max_steps=1, learning_rate=0.3)
-        trainer.train()
-        picture = np.asarray(sent["images/validation"]).astype(int)
-        before = trainer.generate(validation_prompts(trainer), adapter=False)
-        assert not torch.equal(before, trainer.generate(validation_prompts(trainer)))
-        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+        def last(name):
+            return io.BytesIO(events.Images(name)[-1].encoded_image_string)
+
+        prompts, group = validation_prompts(trainer), trainer.group_watch.group
+        before, now = trainer.generate(prompts, adapter=False), trainer.generate(prompts)
+        assert not torch.equal(before, now)
+        scores = [redness(prompts, images) for images in (before, now)]
+        assert same_as(last("images/validation"), draw_image_grid([before, now], ["before", "now"], prompts, scores))
+        assert same_as(last("images/prune_step_1"), previews_picture(group.checkpoints[0], group))
+        assert same_as(last("images/reward_histogram"), reward_histogram(group))
 
     def test_plain_grpo_shows_its_survivors(self, make_trainer, read, tmp_path, monkeypatch):
         monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
@@ -128,11 +135,6 @@ class TestTensorBoard:
         [callback] = [c for c in trainer.callback_handler.callbacks if isinstance(c, TrackerImagesCallback)]
         assert torch.equal(callback._before, base)
 
-    def test_nothing_is_drawn_without_a_tracker(self, make_trainer):
-        trainer = make_trainer(max_steps=2, log_images_steps=1)
-        trainer.train()
-        assert quiet_of_pictures(trainer)
-
 
 class TestTrackio:
     @pytest.fixture
@@ -143,7 +145,6 @@ class TestTrackio:
             monkeypatch.delitem(sys.modules, name)
         return pytest.importorskip("trackio")
 
-    @pytest.mark.slow
     def test_scalars_and_pictures_are_read_back_from_one_run(self, make_trainer, trackio, tmp_path, same_as):
         trainer = make_trainer(
             report_to="trackio", project="progrpo-test", max_steps=2, log_images_steps=1,
@@ -170,7 +171,6 @@ class TestTrackio:
 
 
 class TestWandb:
-    @pytest.mark.slow
     def test_an_offline_run_holds_scalars_and_pictures(self, make_trainer, tmp_path, monkeypatch, same_as):
         wandb = pytest.importorskip("wandb")
         for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
@@ -178,6 +178,8 @@ class TestWandb:
         trainer = make_trainer(report_to="wandb", max_steps=2, log_images_steps=1)
         trainer.train()
         wandb.finish()
+        # Its other process writes the last of the file when it goes.
+        wandb.teardown()
 
         [file] = tmp_path.rglob("run-*.wandb")
         rows = wandb_history(file)
@@ -189,6 +191,16 @@ class TestWandb:
         assert pictures[-1]["images/reward_histogram._type"] == "image-file"
         last = folder / pictures[-1]["images/reward_histogram.path"]
         assert same_as(last, reward_histogram(trainer.group_watch.group))
+
+
+class TestCheck:
+    def test_of_names_and_packages(self, make_trainer, monkeypatch):
+        check_trackers(["wandb", "tensorboard", "mlflow"])
+        with pytest.raises(ValueError, match=r"`report_to` is 'wnadb'; use none, or some of .*wandb"):
+            make_trainer(report_to="wnadb")
+        monkeypatch.setitem(PACKAGES, "wandb", ("no_such_package",))
+        with pytest.raises(ValueError, match=r"`report_to` is 'wandb', but .* run `pip install no_such_package`"):
+            make_trainer(report_to=["tensorboard", "wandb"])
 
 
 class TestGroupWatch:
@@ -215,7 +227,7 @@ class TestGroupWatch:
         assert [checkpoint.step_index for checkpoint in watch._checkpoints] == [1]
 
     def test_it_sees_what_the_sampler_pruned(self, make_trainer):
-        trainer = make_trainer(prune_sizes=[5], num_expansions=6, max_steps=1)
+        trainer = make_trainer(prune_sizes=[5], num_expansions=6, max_steps=1, log_images_steps=1)
         trainer.train()
         group, rollout = trainer.group_watch.group, trainer.last_rollout
         first = rollout.prompt_index == 0
@@ -230,23 +242,65 @@ class TestGroupWatch:
         # The last selection is among finished images: its survivors are the group's.
         last = group.checkpoints[-1]
         assert torch.equal(last.images[last.kept], group.images)
+        assert quiet_of_pictures(trainer), "nothing is drawn without a tracker"
 
 
 class TestGroupPlots:
-    @pytest.fixture
-    def group(self, make_trainer):
-        trainer = make_trainer(max_steps=1)
-        trainer.train()
-        return trainer.group_watch.group
+    colours = torch.tensor([[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0], [200, 0, 200], [0, 200, 200]])
+    rewards = torch.tensor([0.32, 0.92, 0.12, 0.52, 0.22, 0.62])
+    kept = torch.tensor([False, True, True, False, True, True])
 
-    def test_pictures_hold_every_tile(self, group):
+    @pytest.fixture
+    def group(self):
+        """Six rows of one colour each, of which the second, third, fifth and sixth went on."""
+        images = self.colours[:, :, None, None].expand(-1, -1, 8, 8).to(torch.uint8)
+        checkpoint = Checkpoint(1, images, torch.arange(6), self.rewards, self.kept)
+        survivors = images[self.kept], self.rewards[self.kept], torch.zeros(4)
+        return WatchedGroup("a red circle", 0, 4, (checkpoint,), *survivors)
+
+    def centres(self, picture):
+        """Where the tile of each row is, `(y, x)`, or `None`."""
+        pixels = np.asarray(picture).astype(int)
+        found = [np.argwhere((pixels == colour).all(-1)) for colour in self.colours.numpy()]
+        return [tuple(where.mean(0).round().astype(int)) if len(where) else None for where in found]
+
+    def test_survivors_above_and_pruned_below_each_from_the_highest_reward_down(self, group):
+        centres = self.centres(previews_picture(group.checkpoints[0], group))
+        by_place = sorted(range(6), key=lambda row: centres[row])
+        assert by_place == [1, 5, 4, 2, 3, 0]
+        assert len({centres[row][0] for row in (1, 5, 4, 2)}) == len({centres[row][0] for row in (3, 0)}) == 1
+        centres = self.centres(survivors_picture(group))
+        assert centres[0] is centres[3] is None
+        assert sorted((1, 2, 4, 5), key=lambda row: centres[row]) == [1, 5, 4, 2]
+        # Below one another where there is no room beside.
+        centres = self.centres(previews_picture(group.checkpoints[0], group, columns=1))
+        assert sorted(range(6), key=lambda row: centres[row]) == [1, 5, 4, 2, 3, 0]
+        assert len({x for _, x in centres}) == 1
+
+    def test_every_score_is_written_below_its_tile(self, group):
         [checkpoint] = group.checkpoints
-        narrow, wide = previews_picture(checkpoint, group, columns=1), previews_picture(checkpoint, group, columns=8)
-        assert narrow.height > 3 * wide.height / 2
-        # 4 kept and 2 pruned below one another: as many rows as the survivors have, and two more.
-        survivors = survivors_picture(group, columns=1)
-        rows = (narrow.height - survivors.height) / (96 + 20 + 8)
-        assert 1.5 < rows < 3.5
+        picture = np.asarray(previews_picture(checkpoint, group)).astype(int)
+        for row, (y, x) in enumerate(self.centres(picture)):
+            rewards = self.rewards.clone()
+            rewards[row] += 0.01
+            other = np.asarray(previews_picture(replace(checkpoint, rewards=rewards), group)).astype(int)
+            changed = np.argwhere((picture != other).any(-1))
+            assert len(changed)
+            assert (changed[:, 0] > y + 40).all()
+            assert (changed[:, 0] < y + 80).all()
+            assert (abs(changed[:, 1] - x) < 40).all()
+
+    def test_the_histogram_counts_the_group_before_and_after(self, group, monkeypatch):
+        figures = []
+        draw = plots._rendered
+        monkeypatch.setattr(plots, "_rendered", lambda figure: figures.append(figure) or draw(figure))
+        reward_histogram(group)
+        [axis] = figures[0].axes
+        before, after = ([round(bar.get_height()) for bar in bars] for bars in axis.containers)
+        # Twenty bars of 0.05.
+        assert [bar for bar in range(20) for _ in range(before[bar])] == [2, 4, 6, 10, 12, 18]
+        assert [bar for bar in range(20) for _ in range(after[bar])] == [2, 4, 12, 18]
+        assert axis.get_title(loc="left") == "Previews after step 1: 6 → 4"
 
     def test_rewards_without_a_value_come_last(self):
         order = by_reward(torch.tensor([0.1, float("nan"), 0.7, float("-inf")]))
@@ -272,9 +326,10 @@ class TestCompletions:
         print_completions(trainer.last_prompts, trainer.last_rollout, names, 7, count, console)
         return stream.getvalue()
 
-    def test_one_line_per_survivor_from_the_highest_reward_down(self, make_trainer):
+    def test_one_line_per_survivor_from_the_highest_reward_down(self, make_trainer, capsys):
         trainer = make_trainer(max_steps=1)
         trainer.train()
+        assert "Advantage" not in capsys.readouterr().err, "only where it is asked for"
         text, rollout = self.printed(trainer, count=6), trainer.last_rollout
         assert "Step 7" in text
         assert "redness" in text
@@ -282,9 +337,8 @@ class TestCompletions:
         assert len(lines) == 6
         first = rollout.rewards[rollout.prompt_index == 0].sort(descending=True).values
         assert [float(line[-2]) for line in lines[:4]] == pytest.approx(first.tolist(), abs=0.0051)
-        assert [line[-1][0] for line in lines[:4]] == ["+", "+", "-", "-"] or float(lines[0][-1]) >= float(
-            lines[3][-1]
-        )
+        advantages = rollout.advantages[rollout.prompt_index == 0].sort(descending=True).values
+        assert [float(line[-1]) for line in lines[:4]] == pytest.approx(advantages.tolist(), abs=0.0051)
         assert all(prompt in text for prompt in trainer.last_prompts[:2])
 
     def test_brackets_are_no_markup_and_long_prompts_wrap(self, make_trainer):
@@ -301,8 +355,6 @@ class TestCompletions:
         out, err = capsys.readouterr()
         assert err.count("Advantage") == 2
         assert "Advantage" not in out
-        make_trainer(max_steps=1).train()
-        assert "Advantage" not in capsys.readouterr().err
 
 
 class TestValidationPrompts:

@@ -3,7 +3,7 @@
 
 from .completions import CompletionsCallback, print_completions
 from .group import Checkpoint, GroupWatch, WatchedGroup
-from .trackers import TrackerImagesCallback, send_images
+from .trackers import TrackerImagesCallback, check_trackers, send_images
 
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "GroupWatch",
     "TrackerImagesCallback",
     "WatchedGroup",
+    "check_trackers",
     "print_completions",
     "send_images",
 ]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations import INTEGRATION_TO_CALLBACK, TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..validation import validation_rows, validation_scores
 from .group_plots import previews_picture, reward_histogram, survivors_picture
@@ -18,6 +19,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..progrpo_trainer import ProGRPOTrainer
+
+
+PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX")}
+"""Tracker that is sent pictures -> packages of which it needs one."""
+
+
+def check_trackers(report_to: Sequence[str]) -> None:
+    """
+    Looks for the trackers' packages; transformers would do so after the weights are loaded.
+
+    Args:
+        report_to (`Sequence[str]`): names of trackers.
+
+    Raises:
+        ValueError: if there is no tracker of such a name, or its package is not installed.
+    """
+    for name in report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"`report_to` is {name!r}; use none, or some of {', '.join(INTEGRATION_TO_CALLBACK)}.")
+        packages = PACKAGES.get(name, ())
+        if packages and not any(map(find_spec, packages)):
+            raise ValueError(
+                f"`report_to` is {name!r}, but the package is not installed; run `pip install {packages[0]}`, or use none."
+            )
 
 
 class TrackerImagesCallback(TrainerCallback):

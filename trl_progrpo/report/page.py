@@ -8,14 +8,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from ..model_card.facts import compute_table, describe_schedule, evaluation_table, network_evaluations
+from ..heldout import evaluation_table
+from ..model_card.facts import compute_table, describe_schedule, network_evaluations
 from ..monitoring.group_plots import histogram_edges
 from ..plots import prune_group_sizes, prune_table
 from .charts import alive_chart, histogram_chart, reward_chart, spread_chart
 from .run_folder import RunFolder
 from .sheets import SMALL, data_uri, read_sheet
+from .words import duration, number, seconds, setting, with_error
 
 
 KEY_SETTINGS = (
@@ -46,9 +46,9 @@ def context(run: RunFolder) -> dict[str, Any]:
         "prune": _prune(run, table, sizes) if table or sizes else None,
         "group": _group(run),
         "compute": _compute(run),
-        "settings": [(name, _setting(run.args[name])) for name in KEY_SETTINGS if run.args.get(name) is not None],
+        "settings": [(name, setting(run.args[name])) for name in KEY_SETTINGS if run.args.get(name) is not None],
         "all_settings": [
-            (name, _setting(value)) for name, value in sorted(run.args.items()) if not name.endswith("_token")
+            (name, setting(value)) for name, value in sorted(run.args.items()) if not name.endswith("_token")
         ],
         "command": recorded.get("command"),
         "versions": recorded.get("versions") or {},
@@ -82,9 +82,9 @@ def _evaluation(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rows = [*evaluation_table(as_reward), *rows]
     for row in rows:
         row["text"] = {
-            "before": _with_error(row["before"], row["before_se"]),
-            "after": _with_error(row["after"], row["after_se"]),
-            "gain": _with_error(row["gain"], row["gain_se"], "+"),
+            "before": with_error(row["before"], row["before_se"]),
+            "after": with_error(row["after"], row["after_se"]),
+            "gain": with_error(row["gain"], row["gain_se"], "+"),
         }
         sure = row["gain"] is not None and abs(row["gain"]) > 2 * row["gain_se"]
         row["direction"] = "" if not sure else "up" if row["gain"] > 0 else "down"
@@ -96,9 +96,9 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
     for row in evaluation[:2]:
         name = f"Held-out {row['name']}"
         if row["before"] is None:
-            yield {"label": name, "value": _number(row["after"]), "note": f"± {_number(row['after_se'])}", "sign": ""}
+            yield {"label": name, "value": number(row["after"]), "note": f"± {number(row['after_se'])}", "sign": ""}
             continue
-        value = f"{_number(row['before'])} → {_number(row['after'])}"
+        value = f"{number(row['before'])} → {number(row['after'])}"
         yield {"label": name, "value": value, "note": row["text"]["gain"], "sign": row["direction"]}
     work = _evaluations(run)
     if work is not None and work["unpruned"] > work["measured"]:
@@ -109,10 +109,10 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
             "note": "of network evaluations",
             "sign": "",
         }
-    seconds = next((e["train_runtime"] for e in reversed(run.log_history) if "train_runtime" in e), None)
-    if seconds is not None:
+    runtime = next((e["train_runtime"] for e in reversed(run.log_history) if "train_runtime" in e), None)
+    if runtime is not None:
         steps = f"{run.global_step} optimiser steps"
-        yield {"label": "Training time", "value": _duration(seconds), "note": steps, "sign": ""}
+        yield {"label": "Training time", "value": duration(runtime), "note": steps, "sign": ""}
 
 
 def _images(run: RunFolder) -> dict[str, Any] | None:
@@ -159,9 +159,9 @@ def _prune(run: RunFolder, table: Sequence[Mapping[str, Any]], sizes: Mapping[in
                 "sizes": f"{row['sizes'][0]}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{row['sizes'][1]}"
                 if row["sizes"]
                 else "–",
-                **{key: _number(row[f"reward_std_{key}"]) for key in ("before", "random", "after")},
-                "rank_corr": _number(row["rank_corr"], digits=2),
-                "audited": _number(audited, digits=2),
+                **{key: number(row[f"reward_std_{key}"]) for key in ("before", "random", "after")},
+                "rank_corr": number(row["rank_corr"], digits=2),
+                "audited": number(audited, digits=2),
             }
             for name, row, audited in zip(names, table, rank_corrs)
         ],
@@ -205,7 +205,7 @@ def _checkpoint(run: RunFolder, group: Mapping[str, Any], checkpoint: Mapping[st
         "histogram": histogram_chart(
             before, after, edges, f"Rewards: {len(before)} before, {len(after)} after pruning"
         ),
-        "std": (_number(_std(before)), _number(_std(after))),
+        "std": (number(_std(before)), number(_std(after))),
     }
 
 
@@ -215,7 +215,7 @@ def _sorted_tiles(run: RunFolder, part: Mapping[str, Any], kept: bool | None) ->
     chosen = [i for i in range(len(images)) if kept is None or bool(part["kept"][i]) == kept]
     chosen.sort(key=lambda i: -math.inf if math.isnan(rewards[i]) else rewards[i], reverse=True)
     return [
-        {"uri": data_uri(images[i]), "score": _number(rewards[i], digits=2), "small": max(images[i].size) <= SMALL}
+        {"uri": data_uri(images[i]), "score": number(rewards[i], digits=2), "small": max(images[i].size) <= SMALL}
         for i in chosen
     ]
 
@@ -224,7 +224,7 @@ def _compute(run: RunFolder) -> dict[str, Any] | None:
     rows = [
         {
             **row,
-            "seconds": _seconds(row["seconds"]),
+            "seconds": seconds(row["seconds"]),
             "width": f"{100 * row['share']:.2f}",
             "share": f"{row['share']:.0%}",
         }
@@ -254,38 +254,8 @@ def _evaluations(run: RunFolder) -> dict[str, float] | None:
     return network_evaluations(run.log_history, args, nfe_per_row) if args and nfe_per_row else None
 
 
-# ---- numbers in words ------------------------------------------------------------------------------------------------
-
-
-def _number(value: float | None, sign: str = "", digits: int = 3) -> str:
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:{sign}.{digits}f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"
-
-
-def _with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    known = value is not None and error is not None and not math.isnan(error)
-    # With a space that does not break, so that on a narrow page the error stands below its value.
-    return _number(value, sign) + (f" ±\N{NO-BREAK SPACE}{_number(error)}" if known else "")
-
-
 def _score(scores: Sequence[float | None], index: int) -> str:
-    return _number(scores[index], digits=2) if index < len(scores) else "–"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else tqdm.format_interval(seconds)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, dict):
-        # Loading options may hold a token; transformers masks only fields of its own.
-        value = {key: "***" if "token" in str(key) else item for key, item in value.items()}
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number(scores[index], digits=2) if index < len(scores) else "–"
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:

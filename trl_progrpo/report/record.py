@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub import redact
-from ..model_card.facts import describe_device, reproduction_command, versions
+from ..model_card import portable_text
+from ..model_card.facts import describe_device, versions
 from ..rewards import to_pil
 from .run_folder import FILE, FOLDER
 from .sheets import write_sheet
@@ -52,13 +53,13 @@ def record_run(
     folder.mkdir(parents=True, exist_ok=True)
     group = trainer.group_watch.group
     run = {
-        "model": trainer.model_name,
+        "model": portable_text(trainer.model_name or ""),
         "adapter": trainer.use_adapter,
         "reward_funcs": trainer.reward_runner.names,
         "eval_reward_funcs": trainer.eval_reward_runner.names if trainer.eval_reward_runner else [],
         "device": describe_device(trainer),
         "nfe_per_row": trainer.family.nfe_per_row,
-        "command": reproduction_command(),
+        "command": trainer.command.line if trainer.command else None,
         "versions": versions(),
         "prompts": list(prompts),
         "images": [
