@@ -108,6 +108,15 @@ def pipeline_path(make_pipeline, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def hub_world(tmp_path_factory, pipeline_path):
+    """Runs that have pushed to a Hub on loopback, and fresh processes that have read from it; see `hub_world.py`."""
+    from hub_world import make_world
+
+    with make_world(tmp_path_factory.mktemp("hub"), pipeline_path) as world:
+        yield world
+
+
+@pytest.fixture(scope="session")
 def make_family(make_pipeline):
     from trl_progrpo.families import StableDiffusion3Family
 
@@ -213,3 +222,77 @@ def replay():
         return torch.stack(columns, 1)
 
     return replay
+
+
+# A documented run, made small: fewer trajectories, steps and pixels, the same schedule of checkpoints.
+SMALL = {"per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 1, "max_steps": 1}
+SMALL_EVALUATION = {"eval_num_inference_steps": 2, "per_device_eval_batch_size": 64}
+SMALL_PRUNING = {"num_expansions": 4, "rollout_batch_size": 4}
+QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+MOST_STEPS = 10
+
+
+def small_config(kwargs):
+    """The arguments of a documented configuration, made small."""
+    small = {**kwargs, **SMALL, **SMALL_EVALUATION, **QUIET, "gradient_accumulation_steps": 1}
+    if kwargs.get("prune_steps"):
+        small.update(SMALL_PRUNING, prune_sizes=[3, 2][-len(kwargs["prune_steps"]) :])
+    steps = kwargs.get("num_inference_steps", MOST_STEPS)
+    if steps > MOST_STEPS:
+        small["num_inference_steps"] = MOST_STEPS
+        small["prune_steps"] = [step * MOST_STEPS // steps for step in kwargs.get("prune_steps", [])] or None
+    if (kwargs.get("height") or 0) > 64:
+        from tiny_hub import SIZE
+
+        small.update(height=SIZE, width=SIZE)
+    if kwargs.get("preview_decoder") != "shapes":
+        small["preview_decoder"] = None
+    return small
+
+
+@pytest.fixture
+def restored_registries(monkeypatch):
+    from trl_progrpo.families import FAMILIES
+    from trl_progrpo.policies import POLICIES
+    from trl_progrpo.pruning import PRUNING_RULES
+    from trl_progrpo.rewards import REWARDS
+
+    for registry in (FAMILIES, POLICIES, PRUNING_RULES, REWARDS):
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A function: the folder of the tiny pipeline that stands for a repository of the Hub; other names as they are."""
+    from tiny_hub import MAKERS, save_tiny
+
+    folder = tmp_path_factory.mktemp("hub")
+    return lambda name: save_tiny(name, folder) if name in MAKERS else name
+
+
+@pytest.fixture
+def small_runs(monkeypatch, tmp_path, restored_registries, tiny_model):
+    """What documentation and examples run is small, models of the Hub are tiny, relative paths lead to a temporary folder."""
+    import sys
+    from types import ModuleType
+
+    import trl_progrpo
+
+    config, trainer = trl_progrpo.ProGRPOConfig, trl_progrpo.ProGRPOTrainer
+
+    def small_trainer(model, eval_dataset=None, **kwargs):
+        if eval_dataset is not None and len(eval_dataset) > 4:
+            eval_dataset = eval_dataset.select(range(4))
+        return trainer(model=tiny_model(model), eval_dataset=eval_dataset, **kwargs)
+
+    monkeypatch.setattr(trl_progrpo, "ProGRPOConfig", lambda **kwargs: config(**small_config(kwargs)), raising=False)
+    monkeypatch.setattr(trl_progrpo, "ProGRPOTrainer", small_trainer, raising=False)
+    # The reader's own package and prompts.
+    package, rewards = ModuleType("my_package"), ModuleType("my_package.rewards")
+    rewards.my_reward = lambda prompts, images, **columns: [
+        float(image.convert("L").getpixel((0, 0))) for image in images
+    ]
+    monkeypatch.setitem(sys.modules, "my_package", package)
+    monkeypatch.setitem(sys.modules, "my_package.rewards", rewards)
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    monkeypatch.chdir(tmp_path)

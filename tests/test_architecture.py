@@ -17,13 +17,13 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path
 LAYERS = [
     ["registry", "seeds", "timing", "types"],
     ["advantages", "losses", "metrics", "policies", "pruning", "windows", "tiny", "cost"],
-    ["audit", "families", "overlap", "rewards"],
-    ["sampler", "reward_server"],
-    ["_trl", "adapters", "callbacks", "data", "hub", "memory", "plots"],
+    ["audit", "families", "heldout", "overlap", "planning", "rewards"],
+    ["flops", "sampler", "reward_server"],
+    ["_trl", "adapters", "callbacks", "data", "hub", "memory", "plots", "ranks", "recording"],
     ["progrpo_config", "prompt_cache", "saving", "validation"],
     ["model_card", "monitoring"],
     ["progrpo_trainer", "testing"],
-    ["report"],
+    ["calibration", "report"],
     ["cli"],
 ]
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -31,8 +31,8 @@ LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 BESIDE = {("progrpo_config", "_trl")}
 
 MATHS = (
-    "registry", "seeds", "timing", "types", "advantages", "audit", "losses", "metrics", "overlap", "policies", "pruning",
-    "windows",
+    "registry", "seeds", "timing", "types", "advantages", "audit", "cost", "losses", "metrics", "overlap", "planning",
+    "policies", "pruning", "windows",
 )  # fmt: skip
 LIBRARIES = {"accelerate", "datasets", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "transformers", "trl"}
 
@@ -214,3 +214,13 @@ def test_files_say_whose_they_are_and_stay_readable(path):
     lines = path.read_text().splitlines()
     assert not lines or lines[0].startswith(("# Copyright 2026", '"""'))
     assert len(lines) < 1000
+
+
+def test_contributing_shows_the_layers():
+    parts = {part_of(file) for file in TREES}
+    rows = [
+        "| " + ", ".join(f"`{name}`" for name in sorted(names) if name in parts) + " |" for names in reversed(LAYERS)
+    ]
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page.split("| From the top down |\n|---|\n")[1].split("\n\n")[0]
+    assert table.splitlines() == rows, "the table in CONTRIBUTING.md must be:\n" + "\n".join(rows)

@@ -120,7 +120,8 @@ class TestMixture:
             {"path": "csv", "data_files": str(files / "p.csv"), "split": "train", "columns": ["prompt"]},
         ]
         train, test = load_prompts(arguments(datasets=entries, streaming=streaming))
-        assert Counter(prompts(train)) == {"a cat": 3, "a dog": 3, "a red fox": 3}
+        # One after the other, as TRL has it; a run shuffles rows, and of a stream those in its buffer.
+        assert prompts(train) == ["a cat", "a dog", "a red fox"] * 3
         assert test is None
 
     def test_further_columns_are_none_where_a_dataset_has_none(self, files):
@@ -199,7 +200,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("name", "content", "message"),
         [
-            ("broken.jsonl", b'{"prompt": \n', "could not be loaded .*JSON parse error"),
+            ("broken.jsonl", b'{"prompt": \n', "could not be loaded .*(JSON parse error|Expected object)"),
             ("latin.csv", "prompt\ncafé\n".encode("latin-1"), "could not be loaded .*utf-8"),
             ("empty.jsonl", b"", "holds no rows"),
         ],

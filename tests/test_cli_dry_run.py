@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from trl_progrpo.cli.arguments import TrainParser
-from trl_progrpo.cli.dry_run import RolloutCost, resolved_config, to_yaml
+from trl_progrpo.cli.dry_run import count_work
 from trl_progrpo.cli.main import main
+from trl_progrpo.cli.resolved_config import resolved_config, to_yaml
 from trl_progrpo.cli.skeleton import skeleton
 from trl_progrpo.families import family_class
 
@@ -53,18 +54,24 @@ def test_a_skeleton_answers_as_the_pipeline_does(model, request, without_weights
         {"num_expansions": 4, "prune_steps": None, "prune_sizes": None},
         {"num_expansions": 9, "prune_steps": [0, 2], "prune_sizes": [7, 5]},
         {"guidance_scale": 3.0},
+        # Of three rollouts of two prompts the second and the third audit one.
+        {"audit_fraction": 0.4, "max_steps": 3},
     ],
 )
 def test_the_arithmetic_is_what_the_sampler_counts(make_trainer, make_config, redness, changes):
-    args = make_config(max_steps=1, audit_fraction=0.0, **changes)
+    args = make_config(**{"max_steps": 1, "audit_fraction": 0.0, **changes})
     trainer = make_trainer(args, reward_funcs=[redness, redness])
     trainer.train()
-    cost = RolloutCost.of(args, 2, 2, trainer.family.nfe_per_row)
-    counted = asdict(trainer.last_rollout.cost)
-    assert {name: getattr(cost, name) for name in counted} == counted
-    assert len(trainer.last_rollout) == cost.prompts * args.num_generations
-    assert cost.sizes[0] == args.num_expansions
-    assert cost.sizes[-1] == args.num_generations
+    work = count_work(args, 2, 2, trainer.family.nfe_per_row, rollouts=args.max_steps)
+    for name in asdict(trainer.last_rollout.cost):
+        logged = [entry[f"sampling/{name}"] for entry in trainer.state.log_history if f"sampling/{name}" in entry]
+        assert sum(logged) == getattr(work, name)
+    mean = count_work(args, 2, 2, trainer.family.nfe_per_row)
+    if args.audit_fraction == 0:
+        assert mean == work
+    else:
+        assert len(set(logged)) == 2
+        assert mean.nfe == pytest.approx(count_work(args, 2, 2, rollouts=1000).nfe / 1000)
 
 
 def printed(capsys, *argv):
@@ -83,6 +90,8 @@ class TestOutput:
         assert said["trained"].endswith("a LoRA of rank 16")
         assert said["trained on"] == "shapes (weight 1)"
         assert said["measured only"] == "shapes_strict"
+        assert said["previews pruned by"] == "shapes"
+        assert not {"audits", "waves"} & set(said)
         assert said["prompts"] == "16"
         assert said["per prompt"].startswith("48 -> 24 -> 12 (after step 5, after step 7)")
         assert said["images decoded"] == "192, and 1,152 previews"
@@ -90,6 +99,28 @@ class TestOutput:
         assert said["rollouts"].startswith("20, ")
         assert config["prune_sizes"] == [24, 12]
         assert not list((tmp_path / "out").iterdir()), "nothing is trained or written"
+
+    def test_of_the_demo_with_audits_waves_and_another_reward_for_previews(self, capsys, tmp_path):
+        flags = ["--audit_fraction", "0.05", "--rollout_waves", "2", "--preview_reward_funcs", "shapes_strict"]
+        said, config, _ = printed(capsys, "--config", str(DEMO), "--output_dir", str(tmp_path / "out"), *flags)
+        said = {label.strip(): text for label, text in said.items()}
+        assert said["previews pruned by"] == "shapes_strict"
+        assert said["waves"].startswith("2: ")
+        assert said["audits"].startswith("0.8 of these prompts on average are finished unpruned too")
+        # Of 16 prompts 15.2 take 6 * 48 + 2 * 24 + 2 * 12 evaluations and 0.8 take 10 * 48.
+        assert said["images decoded"] == "220.8, and 1,171.2 previews"
+        assert said["network evaluations"] == "117,120 rows in rollouts"
+        names = ("audit_fraction", "rollout_waves", "preview_reward_funcs")
+        assert [config[name] for name in names] == [0.05, 2, ["shapes_strict"]]
+
+    def test_without_checkpoints_nothing_is_audited(self, capsys, tmp_path):
+        """Selection among finished images has no previews to judge."""
+        flags = [*SHAPES, *BATCH, "--num_expansions", "8", "--output_dir", str(tmp_path / "out"), "--max_steps", "1"]
+        said, _, _ = printed(capsys, *flags)
+        said = {label.strip(): text for label, text in said.items()}
+        assert "audits" not in said
+        assert said["previews pruned by"].startswith("nothing")
+        assert said["per prompt"].startswith("8 -> 4 (on the final rewards)")
 
     def test_needs_no_weights(self, without_weights, tmp_path, capsys):
         (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {i}" for i in range(8)))
@@ -139,6 +170,9 @@ class TestOutput:
         (["--dataset_streaming", "--max_steps", "3", "--drop_text_encoders"], ["`drop_text_encoders` is True"]),
         (["--reward_funcs", "shaeps"], ["'shaeps'", "shapes"]),
         (["--policy", "ddim"], ["`policy` is 'ddim'", "flow_sde"]),
+        (["--eval_num_inference_steps", "1"], ["1 denoising step", "`eval_num_inference_steps`"]),
+        (["--report_to", "wnadb"], ["`report_to` is 'wnadb'", "wandb"]),
+        (["--preview_reward_weights", "1"], ["without `preview_reward_funcs`"]),
         (["--model_name_or_path", "nobody/nothing"], ["`model` 'nobody/nothing'", "Hub"]),
         (["--height", "31"], ["`height` is 31"]),
         (["--lora_target_modules", "no_such_layer"], ["no_such_layer"]),

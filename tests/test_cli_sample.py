@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """`sample` and what it shares with `score`: base model and adapter, of this model and of others."""
 
+import json
 import os
 
 import pytest
@@ -103,6 +104,15 @@ class TestMistakes:
         assert main([*SHAPES, "--adapter", folder, "--output", str(tmp_path / "grid.png")]) == 2
         assert_one_sentence(capsys, "`--adapter`", *parts)
         assert not (tmp_path / "grid.png").exists()
+
+    def test_it_names_the_base_it_knows(self, foreign_adapter, capsys, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        file = "pytorch_lora_weights.safetensors"
+        known = json.dumps({"transformer.base_model_name_or_path": "maker/base", "transformer.r": 2})
+        save_file(load_file(os.path.join(foreign_adapter, file)), tmp_path / file, {"lora_adapter_metadata": known})
+        assert main([*SHAPES, "--adapter", str(tmp_path), "--output", str(tmp_path / "grid.png")]) == 2
+        assert_one_sentence(capsys, "give its own base, 'maker/base', as --model_name_or_path")
 
     def test_of_another_kind_of_network(self, capsys, tmp_path, shapes_adapter):
         """Diffusers would load nothing, and say so in a notice at most."""

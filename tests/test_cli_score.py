@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_cli_sample import assert_one_sentence, shapes_adapter  # noqa: F401 (a fixture)
@@ -45,12 +46,12 @@ def records(path):
 
 class TestFiles:
     def run(self, *argv):
-        return main(["score", "--reward_funcs", "test_cli_score:redness", *map(str, argv)])
+        return main(["score", "--reward", "test_cli_score:redness", *map(str, argv)])
 
     def test_a_folder_with_texts_beside_the_images(self, pictures, tmp_path, capsys):
         for name, prompt in zip("abcd", ("red", "red\n", "a red thing", "blue")):
             (pictures / f"{name}.txt").write_text(prompt)
-        assert self.run("--images", pictures, "--output", tmp_path / "out.jsonl") == 0
+        assert self.run(pictures, "--output", tmp_path / "out.jsonl") == 0
         # Of 0, 0.2 and 0.4: mean 0.2, sample deviation 0.2.
         assert re.search(r"redness +0\.200 ± 0\.115", capsys.readouterr().out)
         written = records(tmp_path / "out.jsonl")
@@ -66,19 +67,9 @@ class TestFiles:
     def test_metadata_and_columns(self, pictures, tmp_path, capsys):
         rows = [{"file_name": f"{name}.png", "caption": "red", "target": i} for i, name in enumerate("dcba")]
         (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-        argv = [
-            "--images",
-            pictures,
-            "--prompt_column",
-            "caption",
-            "--output",
-            tmp_path / "out.jsonl",
-            "--batch_size",
-            "2",
-        ]
-        assert (
-            main(["score", "--reward_funcs", "test_cli_score:redness", "test_cli_score:wanted", *map(str, argv)]) == 0
-        )
+        argv = [pictures, "--prompt_column", "caption", "--output", tmp_path / "out.jsonl", "--batch_size", "2"]
+        argv = [*map(str, argv), "--reward_funcs", "test_cli_score:redness", "test_cli_score:wanted"]
+        assert main(["score", *argv]) == 0
         out = capsys.readouterr().out
         assert re.search(r"over 4 images", out)
         assert re.search(r"wanted +1\.500 ± 0\.645", out)
@@ -86,10 +77,63 @@ class TestFiles:
 
     def test_a_list_elsewhere_and_one_prompt_for_all(self, pictures, tmp_path, capsys):
         (tmp_path / "list.jsonl").write_text("".join(f'{{"image": "pictures/{name}.png"}}\n' for name in "bd"))
-        assert self.run("--images", tmp_path / "list.jsonl", "--prompts", "red") == 0
+        assert self.run(tmp_path / "list.jsonl", "--prompt", "red") == 0
         assert re.search(r"redness +0\.600 ± 0\.400", capsys.readouterr().out)
-        assert self.run("--images", pictures, "--prompts", "blue") == 0
+        assert self.run(pictures, "--prompts", "blue") == 0
         assert re.search(r"redness +–", capsys.readouterr().out)
+
+    def test_as_the_shell_gives_them(self, pictures, capsys, monkeypatch):
+        """The reward, files, and their prompt: one row each, in the order given, then the mean."""
+        monkeypatch.chdir(pictures.parent)
+        files = [f"pictures/{name}.png" for name in "dcb"]
+        assert self.run(*files, "--prompt", "a red fox") == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "pictures/d.png 1.000 pictures/c.png 0.400 pictures/b.png 0.200" in out
+        assert "redness 0.533 ± 0.240" in out
+        assert self.run("--prompt", "red", files[1]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert out.endswith("pictures/c.png 0.400")
+        assert "standard error" not in out
+
+    def test_long_paths_can_be_copied(self, tmp_path, capsys):
+        """Folded, not shortened."""
+        path = tmp_path / f"{'x' * 200}.png"
+        Image.new("RGB", (8, 8)).save(path)
+        assert self.run(path, "--prompt", "red") == 0
+        out = capsys.readouterr().out
+        assert out.count("x") >= 200
+        assert "0.000" in out
+
+    def test_files_and_folders_and_several_rewards(self, pictures, tmp_path, capsys):
+        (pictures / "b.txt").write_text("red")
+        (tmp_path / "more").mkdir()
+        Image.new("RGB", (8, 8), "white").save(tmp_path / "more/e.png")
+        (tmp_path / "more/e.txt").write_text("blue")
+        assert self.run("--reward", "jpeg_compressibility", pictures / "b.png", tmp_path / "more", "--json") == 0
+        written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [record["image"] for record in written] == [str(pictures / "b.png"), str(tmp_path / "more/e.png")]
+        assert [record["rewards"]["redness"] for record in written] == [pytest.approx(0.2), None]
+        assert all(record["rewards"]["jpeg_compressibility"] < 0 for record in written)
+
+    def test_json_is_what_the_file_holds(self, pictures, tmp_path, capsys):
+        assert self.run(pictures, "--prompt", "red", "--json", "--output", tmp_path / "out.jsonl") == 0
+        out = capsys.readouterr().out
+        assert out == (tmp_path / "out.jsonl").read_text()
+        assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["red"] * 4
+
+    @pytest.mark.parametrize(
+        ("mode", "grey"), [("RGBA", 128), ("LA", 128), ("L", 128), ("P", 128), ("1", 255), ("I;16", 128)]
+    )
+    def test_alpha_and_one_channel(self, mode, grey, tmp_path, capsys):
+        """What is transparent is white."""
+        image = Image.new("L", (8, 8), grey)
+        if mode == "I;16":
+            image = Image.fromarray(np.full((8, 8), 257 * grey, np.uint16))
+        image.convert(mode).save(tmp_path / "a.png")
+        Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "b.png")
+        assert self.run(tmp_path / "a.png", tmp_path / "b.png", "--prompt", "red", "--json") == 0
+        rewards = [json.loads(line)["rewards"]["redness"] for line in capsys.readouterr().out.splitlines()]
+        assert rewards == pytest.approx([grey / 255, 1.0], abs=1e-6)
 
 
 class TestModels:
@@ -117,7 +161,7 @@ class TestModels:
         expected += mean_and_error([b - a for a, b in zip(base, adapter)])
         assert numbers == pytest.approx(expected, abs=6e-4)
         # The images are those of the prompts, and scoring them again gives the same.
-        again = ["score", "--reward_funcs", "shapes", "--images", str(tmp_path / "o.jsonl")]
+        again = ["score", "--reward", "shapes", str(tmp_path / "o.jsonl")]
         assert main([*again, "--output", str(tmp_path / "again.jsonl")]) == 0
         assert [r["rewards"] for r in records(tmp_path / "again.jsonl")] == [r["rewards"] for r in written]
 
@@ -137,8 +181,8 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("argv", "parts"),
         [
-            ([], ["give either --images", "or --model_name_or_path"]),
-            (["--images", "x", *MODEL], ["give either --images", "or --model_name_or_path"]),
+            ([], ["give either images", "or --model_name_or_path"]),
+            (["x", *MODEL], ["give either images", "or --model_name_or_path"]),
             (MODEL, ["give either --prompts or --dataset_name"]),
             ([*MODEL, "--dataset_name", "shapes", "--prompts", "a"], ["give either --prompts or --dataset_name"]),
             ([*MODEL, "--dataset_name", "shapes", "--eval_samples", "-1"], ["`--eval_samples` is -1"]),
@@ -146,22 +190,28 @@ class TestMistakes:
             ([*MODEL, "--dataset_name", "shapes", "--prompt_column", "text"], ["no column 'text'", "are prompt, "]),
             ([*MODEL, "--dataset_name", "BAD"], ["row 0 has 2 in column 'prompt'"]),
             ([*MODEL, "--prompts", "a", " "], ["`--prompts` entry 1 has ' '"]),
-            (["--images", "x"], ["`--images` 'x' is neither a folder nor a .jsonl file"]),
-            (["--images", "x", "--prompts", "a", "b"], ["`--prompts` has 2 entries"]),
-            (["--images", "EMPTY"], ["holds no images"]),
-            (["--images", "UNTOLD"], ["a.png has no prompt under 'prompt'", "metadata.jsonl"]),
-            (["--images", "l.jsonl"], ["line 1 of l.jsonl names no image"]),
-            (["--images", "m.jsonl"], ["line 2 of m.jsonl is no JSON"]),
-            (["--images", "n.jsonl"], ["line 1 of n.jsonl", "n.jsonl' cannot be read as an image"]),
-            (["--images", "o.jsonl"], ["line 1 of o.jsonl has no prompt under 'prompt'; its other keys are text"]),
-            (["--images", "q.jsonl"], ["has the key 'preview'", "rename it"]),
+            (["x"], ["'x' does not exist; give image files, folders or .jsonl files"]),
+            (["x", "--prompt", "a", "--prompt", "b"], ["`--prompt` has 2 entries"]),
+            (["EMPTY"], ["holds no images"]),
+            (["UNTOLD"], ["a.png has no prompt under 'prompt'", "metadata.jsonl"]),
+            (["l.jsonl"], ["line 1 of l.jsonl names no image"]),
+            (["m.jsonl"], ["line 2 of m.jsonl is no JSON"]),
+            (["n.jsonl"], ["line 1 of n.jsonl", "n.jsonl' cannot be read as an image"]),
+            (["o.jsonl"], ["line 1 of o.jsonl has no prompt under 'prompt'; its other keys are text"]),
+            (["q.jsonl"], ["has the key 'preview'", "rename it"]),
             (
-                ["--images", "UNTOLD", "--prompts", "a", "--output", "l.jsonl/o.jsonl"],
+                ["UNTOLD", "--prompts", "a", "--output", "l.jsonl/o.jsonl"],
                 ["`--output`", "cannot be written"],
             ),
             ([*MODEL, "--prompts", "a", "--save_images", "l.jsonl"], ["`--save_images`", "cannot be written"]),
-            (["--images", "UNTOLD", "--prompts", "a", "--reward_funcs", "shaeps"], ["'shaeps'", "shapes"]),
-            (["--images", "UNTOLD", "--prompts", "a", "--reward_func", "shapes"], ["--reward_func", "--reward_funcs"]),
+            (
+                ["UNTOLD", "--prompts", "a", "--reward", "shaeps"],
+                ["unknown reward function 'shaeps'; did you mean 'shapes'?"],
+            ),
+            (
+                ["UNTOLD", "--prompts", "a", "--reward_func", "shapes"],
+                ["--reward_func", "did you mean --reward_funcs?"],
+            ),
         ],
     )
     def test_exit_2_and_one_sentence(self, argv, parts, capsys, tmp_path, monkeypatch):
@@ -178,7 +228,8 @@ class TestMistakes:
         argv = ["bad.jsonl" if part == "BAD" else part for part in argv]
         (tmp_path / "bad.jsonl").write_text('{"prompt": 2}\n{"prompt": 3}\n')
         extra = ["--dataset_test_split", "train"] if "bad.jsonl" in argv else []
-        assert main(["score", "--reward_funcs", "shapes", *argv, *extra]) == 2
+        reward = [] if "--reward" in argv else ["--reward", "shapes"]
+        assert main(["score", *reward, *argv, *extra]) == 2
         out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if line.strip() and "Generating" not in line]
         assert out == ""
@@ -187,6 +238,10 @@ class TestMistakes:
             assert part in lines[0]
 
     def test_a_reward_that_lacks_its_column(self, pictures, capsys):
-        argv = ["score", "--reward_funcs", "test_cli_score:wanted", "--images", str(pictures), "--prompts", "a"]
+        argv = ["score", "--reward", "test_cli_score:wanted", str(pictures), "--prompt", "a"]
         assert main(argv) == 2
         assert_one_sentence(capsys, "wanted", "target")
+
+    def test_no_reward(self, pictures, capsys):
+        assert main(["score", str(pictures), "--prompt", "a"]) == 2
+        assert_one_sentence(capsys, "no reward is named", "--reward pickscore")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -60,6 +61,9 @@ class TestRolloutSampler:
         ):
             RolloutSampler(3, 4, 1, seed=0)
         check_size(4, 4)
+
+
+TALK = [{"role": "system", "content": "You draw."}, {"role": "user", "content": "a red fox"}]
 
 
 def stream_of(count, shards=1, **columns):
@@ -206,6 +210,12 @@ class TestCheckPrompts:
                 Dataset.from_dict({"prompt": [["a"], ["b"]]}),
                 r"row 0 has \['a'\] in column 'prompt'; every prompt must be",
             ),
+            (
+                Dataset.from_dict({"prompt": [TALK, TALK]}),
+                "row 0 has a conversation in column 'prompt', .* one text; keep",
+            ),
+            ([{"prompt": TALK}], "row 0 has a conversation in column 'prompt', .* one text; keep"),
+            (Dataset.from_dict({"prompt": [TALK]}).to_iterable_dataset(), "row 0 has a conversation .*; keep"),
             ((row for row in [{"prompt": "a"}]), "is generator, which has no length; give"),
             (Dataset.from_dict({"caption": ["a"]}).to_iterable_dataset(), "no column 'prompt' .*columns are caption"),
             (stream_of(1).filter(lambda row: False), "`train_dataset` is empty"),
@@ -224,17 +234,32 @@ class TestCheckPrompts:
             check_prompts(dataset, "prompt", "train_dataset")
         assert "\n" not in str(error.value)
 
+    def test_the_cure_for_conversations_cures(self):
+        dataset = Dataset.from_dict({"prompt": [TALK, TALK]})
+        with pytest.raises(ValueError, match="conversation") as error:
+            check_prompts(dataset, "prompt", "train_dataset")
+        [cure] = re.findall(r"dataset\.map\(.*\)", str(error.value))
+        cured = eval(cure, {"dataset": dataset})
+        check_prompts(cured, "prompt", "train_dataset")
+        assert list(cured["prompt"]) == ["a red fox", "a red fox"]
+
 
 class TestInTheTrainer:
     prompts = ["a red circle", "two blue squares", "a green triangle", "a yellow square", "three white circles"]
 
-    def test_a_list_trains_as_the_dataset_does(self, make_trainer, adapter_of):
-        as_list = make_trainer(train_dataset=list(self.prompts), eval_dataset=["a red circle"])
-        as_list.train()
-        as_dataset = make_trainer(train_dataset=Dataset.from_dict({"prompt": self.prompts}))
-        as_dataset.train()
-        assert_equal(adapter_of(as_list), adapter_of(as_dataset))
-        assert as_list.evaluate(["two blue squares"])["eval_num_prompts"] == 1
+    def test_a_list_and_a_stream_train_as_the_dataset_does(self, make_trainer, adapter_of):
+        """Five prompts, two to a rollout: a third rollout of a stream would straddle two passes, so two are compared."""
+        dataset = Dataset.from_dict({"prompt": self.prompts, "note": list("abcde")})
+        adapters = []
+        for data in (dataset, list(self.prompts), dataset.to_iterable_dataset()):
+            trainer = make_trainer(
+                train_dataset=data, train_sampling_strategy="sequential", eval_dataset=["a red circle"]
+            )
+            trainer.train()
+            adapters.append(adapter_of(trainer))
+        assert_equal(adapters[0], adapters[1])
+        assert_equal(adapters[0], adapters[2])
+        assert trainer.evaluate(["two blue squares"])["eval_num_prompts"] == 1
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_a_pass_visits_every_prompt_with_its_columns(self, make_trainer, streaming):
@@ -255,32 +280,6 @@ class TestInTheTrainer:
         assert [len(prompts) for prompts in seen] == [2, 2, 2]
         assert {prompt for prompts in seen for prompt in prompts} == set(self.prompts)
         assert seen != [self.prompts[:2], self.prompts[2:4], [self.prompts[4], self.prompts[0]]]
-
-    def test_a_stream_trains_as_the_dataset_does(self, make_trainer, adapter_of):
-        """Five prompts, two to a rollout: the third rollout straddles two passes, so only two are compared."""
-        dataset = Dataset.from_dict({"prompt": self.prompts, "note": list("abcde")})
-        runs = []
-        for data in (dataset, dataset.to_iterable_dataset()):
-            runs.append(make_trainer(train_dataset=data, train_sampling_strategy="sequential", max_steps=2))
-            runs[-1].train()
-        assert_equal(adapter_of(runs[0]), adapter_of(runs[1]))
-
-    def test_a_stream_resumes_where_it_was(self, make_trainer, adapter_of, tmp_path):
-        def stream():
-            return Dataset.from_dict({"prompt": self.prompts}).to_iterable_dataset()
-
-        def columns(trainer):
-            return [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-
-        whole = make_trainer(train_dataset=stream(), max_steps=5, output_dir=str(tmp_path / "whole"))
-        whole.train()
-        # Past the first pass over the five prompts.
-        options = {"save_strategy": "steps", "save_steps": 3, "output_dir": str(tmp_path / "part")}
-        make_trainer(train_dataset=stream(), max_steps=3, **options).train()
-        resumed = make_trainer(train_dataset=stream(), max_steps=5, **options)
-        resumed.train(resume_from_checkpoint=True)
-        assert columns(resumed) == columns(whole)
-        assert_equal(adapter_of(resumed), adapter_of(whole))
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -306,12 +305,12 @@ def assert_equal(one, other):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_large_file_takes_little_memory(tmp_path, streaming):
-    """A file of 200 MB is loaded, checked and consumed by a process that needs much less than that on top of its imports."""
+    """A file of 1 GB is loaded, checked and consumed by a process that needs much less than that on top of its imports."""
     path = tmp_path / "prompts.jsonl"
     with path.open("w") as file:
-        for i in range(800_000):
-            file.write(json.dumps({"prompt": f"prompt number {i} " + "of many words " * 15, "number": i}) + "\n")
-    assert path.stat().st_size > 180e6
+        for i in range(1_000_000):
+            file.write(json.dumps({"prompt": f"prompt number {i} " + "of many words " * 70, "number": i}) + "\n")
+    assert path.stat().st_size > 1e9
     code = f"""if True:
         from itertools import islice
         import threading, time

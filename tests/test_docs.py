@@ -10,22 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import trl_progrpo
 from trl_progrpo.families import FAMILIES
 from trl_progrpo.policies import POLICIES
 from trl_progrpo.pruning import PRUNING_RULES
-from trl_progrpo.rewards import REWARDS
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
 PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
-
-# A documented run, made small: fewer trajectories and steps, the same schedule of checkpoints.
-SMALL = {"per_device_train_batch_size": 2, "num_generations": 2, "steps_per_generation": 1, "max_steps": 1}
-SMALL_EVALUATION = {"eval_num_inference_steps": 2, "per_device_eval_batch_size": 64}
-SMALL_PRUNING = {"num_expansions": 4, "prune_sizes": [3, 2], "rollout_batch_size": 4}
+RUN = [
+    "README.md", "CONTRIBUTING.md", "docs/data.md", "docs/from_ddpo.md", "docs/from_flow_grpo.md", "docs/index.md",
+    "docs/method.md", "docs/quickstart.md",
+]  # fmt: skip
 
 BLOCK = re.compile(
     r"(?P<marker><!-- not run: [^\n]+ -->\n)?^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<output>.*?)^```$)?",
@@ -40,26 +39,6 @@ def blocks(page: Path) -> list[re.Match]:
 def source(page: Path, block: re.Match) -> str:
     """The block's code, padded so that tracebacks show the line of the page."""
     return "\n" * page.read_text(encoding="utf-8").count("\n", 0, block.start("code")) + block["code"]
-
-
-@pytest.fixture
-def restored_registries(monkeypatch):
-    for registry in (FAMILIES, POLICIES, PRUNING_RULES, REWARDS):
-        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
-
-
-@pytest.fixture
-def small_runs(monkeypatch, tmp_path, restored_registries):
-    """Configurations are made small, and relative paths lead to a temporary folder."""
-    config = trl_progrpo.ProGRPOConfig
-
-    def small(**kwargs):
-        pruning = SMALL_PRUNING if kwargs.get("prune_steps") else {}
-        quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
-        return config(**{**kwargs, **SMALL, **SMALL_EVALUATION, **pruning, **quiet})
-
-    monkeypatch.setattr(trl_progrpo, "ProGRPOConfig", small, raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 def run_page(page: Path, namespace: dict) -> None:
@@ -89,18 +68,16 @@ def test_every_python_block_is_found():
         assert len(blocks(page)) == page.read_text(encoding="utf-8").count("```python"), page
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/data.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md"]
-)
+@pytest.mark.parametrize("name", RUN)
 def test_python_runs(name, small_runs):
     torch.manual_seed(0)
     run_page(ROOT / name, {"__name__": "documentation"})
 
 
 def test_other_pages_have_no_code_that_is_not_run():
-    run = {"README.md", "docs/data.md", "docs/method.md", "docs/quickstart.md", "CONTRIBUTING.md", "docs/families.md"}
     for page in PAGES:
-        assert str(page.relative_to(ROOT)) in run or not [b for b in blocks(page) if not b["marker"]], page
+        name = str(page.relative_to(ROOT))
+        assert name in (*RUN, "docs/families.md") or not [b for b in blocks(page) if not b["marker"]], page
 
 
 def test_recipe_family(restored_registries):
@@ -163,16 +140,6 @@ def make_tiny_aura_flow():
     return pipeline
 
 
-def test_example_script(monkeypatch, small_runs, capsys):
-    spec = importlib.util.spec_from_file_location("train_shapes", ROOT / "examples/train_shapes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr("sys.argv", ["train_shapes.py", "--max_steps", "1", "--output_dir", "out"])
-    module.main()
-    assert "held-out reward" in capsys.readouterr().out
-    assert Path("out/pytorch_lora_weights.safetensors").is_file()
-
-
 def test_config_reference_is_current():
     path = ROOT / "docs/generate_config_reference.py"
     spec = importlib.util.spec_from_file_location("generate_config_reference", path)
@@ -210,13 +177,13 @@ def test_no_paths_of_a_machine(page):
 
 def test_commands_in_the_documentation_exist():
     """Every flag of a documented `trl-progrpo` command is one that its parser knows."""
-    from trl_progrpo.cli import report, reward_server, sample, score
+    from trl_progrpo.cli import plan, report, reward_server, sample, score
     from trl_progrpo.cli.arguments import TrainParser
     from trl_progrpo.cli.launch import launch_options
     from trl_progrpo.cli.main import COMMANDS
 
     flags = {"train": {*TrainParser()._option_string_actions, *launch_options()}}
-    for part in (report, reward_server, sample, score):
+    for part in (plan, report, reward_server, sample, score):
         name = part.__name__.split(".")[-1].replace("_", "-")
         flags[name] = set(part._parser()._option_string_actions)
     found = 0
@@ -234,3 +201,56 @@ def test_names_in_the_documentation_exist():
     for registry in (POLICIES, PRUNING_RULES):
         for name in registry.registered():
             assert f"`{name}`" in text, name
+
+
+def yaml_blocks():
+    for page in PAGES:
+        for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+            yield pytest.param(block, id=f"{page.name}-{block.split(':')[0]}")
+
+
+@pytest.mark.parametrize("block", yaml_blocks())
+def test_yaml_is_a_configuration(block, tmp_path):
+    """Every documented part of a file for `--config` is one that `train` takes."""
+    from trl_progrpo.cli.arguments import TrainParser
+
+    config = yaml.safe_load(block)
+    needed = {"model_name_or_path": "shapes", "reward_funcs": ["shapes"], "dataset_name": "shapes"}
+    if "datasets" in config:
+        del needed["dataset_name"]
+    elsewhere = {"use_cpu": True, "report_to": "none", "output_dir": str(tmp_path)}
+    TrainParser().parse([], {**needed, **config, **elsewhere}, "docs.yaml")
+
+
+def test_the_readme_names_every_page():
+    listed = (ROOT / "README.md").read_text(encoding="utf-8").split("## Documentation")[1]
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        assert page.name == "index.md" or f"(docs/{page.name})" in listed, page.name
+
+
+def explained_metrics() -> set[str]:
+    """Names in the first column of docs/metrics.md; `/max` stands for the name before it with another end."""
+    names: list[str] = []
+    for cell in re.findall(r"^\| (`.*?) \|", (ROOT / "docs/metrics.md").read_text(encoding="utf-8"), re.M):
+        for name in re.findall(r"`([^`]+)`", cell):
+            names.append(names[-1].rpartition("/")[0] + name if name.startswith("/") else name)
+    return set(names)
+
+
+def test_every_number_of_a_log_is_explained(make_trainer):
+    trainer = make_trainer(
+        max_steps=2, beta=0.1, audit_fraction=1.0, rollout_waves=2, on_reward_error="skip", num_iterations=2,
+        eval_dataset=["a red circle"],
+    )  # fmt: skip
+    trainer.train()
+    trainer.evaluate()
+    logged = {key for entry in trainer.state.log_history for key in entry if key != "step"}
+    for pattern, name in (
+        (r"step_\d+", "step_{i}"),
+        (r"rewards/redness", "rewards/{name}"),
+        (r"time/.*", "time/{phase}"),
+    ):
+        logged = {re.sub(pattern, name, key) for key in logged}
+    logged = {re.sub(r"reward_errors/.*", "reward_errors/{kind}", key) for key in logged}
+    assert {"kl", "audit/step_{i}/rank_corr", "eval_reward", "reward_errors/{kind}"} <= logged
+    assert sorted(logged - explained_metrics()) == []

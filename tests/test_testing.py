@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -125,7 +126,7 @@ BROKEN = {
     WrongPolicy: r"`WrongPolicy.policies` names 'ddim', but .* use .*FlowSDE",
     AnySize: "accepts {'height': 9}, which is no multiple of `size_multiple` = 4",
     NotADenoiser: "`NotADenoiser.denoiser_name` is 'unet'",
-    RandomOutput: "the first ratio is not 1",
+    RandomOutput: "the first ratio is not 1|pruning changed the trajectories",
     MixedRows: "latents differ from `pipeline",
     FrozenDenoiser: "no gradient in the adapter",
 }
@@ -174,6 +175,21 @@ class TestCheckRewardFunc:
         report = check_reward_func("shapes", image_size=32)
         assert (report.name, report.image_type, report.deterministic) == ("shapes", "pt", True)
 
+    @pytest.mark.parametrize(
+        "kind", [np.array, torch.tensor, lambda scores: [np.float32(score) for score in scores], tuple]
+    )
+    def test_numbers_of_any_kind(self, kind):
+        check_reward_func(lambda prompts, images, **columns: kind(brightness(prompts, images)))
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("kind", [torch.tensor, lambda scores: [torch.tensor(score) for score in scores]])
+    def test_tensors_on_another_device(self, kind):
+        def reward(prompts, images, **columns):
+            with torch.device("cuda"):
+                return kind(brightness(prompts, images))
+
+        check_reward_func(reward)
+
     def test_needs_only_the_keywords_it_names(self):
         def by_style(prompts, images, style):
             return [float(len(value)) if prompt else None for prompt, value in zip(prompts, style)]
@@ -194,6 +210,7 @@ class TestCheckRewardFunc:
         [
             (lambda prompts, images, **columns: [0.0], "returned 1 values for 3 images"),
             (lambda prompts, images, **columns: 0.5, "return a list"),
+            (lambda prompts, images, **columns: np.full(len(prompts), "high"), "'high'.* for image 0"),
             (lambda prompts, images, **columns: [float("nan")] * len(prompts), "finite"),
             (lambda prompts, images, **columns: ["good"] * len(prompts), "'good' for image 0"),
             (lambda prompts, images, **columns: [float(len(images))] * len(prompts), "when it comes alone"),
@@ -208,6 +225,17 @@ class TestCheckRewardFunc:
     def test_names_the_broken_promise(self, broken, message):
         with pytest.raises(AssertionError, match=message):
             check_reward_func(broken)
+
+    def test_coroutines(self):
+        async def later(prompts, images, **columns):
+            return brightness(prompts, images)
+
+        async def short(prompts, images, **columns):
+            return [0.0]
+
+        assert check_reward_func(later).batch_difference == 0
+        with pytest.raises(AssertionError, match="returned 1 values for 3 images"):
+            check_reward_func(short)
 
     def test_tensors_are_watched_too(self):
         @image_type("pt")

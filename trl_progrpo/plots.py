@@ -300,7 +300,8 @@ def _draw_training(axis, training) -> None:
         return
     steps = [entry["step"] for entry in training]
     rewards = [entry["reward"] for entry in training]
-    if all("reward_std" in entry for entry in training):
+    # One point has no area: its band would not be seen, and yet stretch the axis.
+    if len(training) > 1 and all("reward_std" in entry for entry in training):
         low = [r - entry["reward_std"] for r, entry in zip(rewards, training)]
         high = [r + entry["reward_std"] for r, entry in zip(rewards, training)]
         axis.fill_between(steps, low, high, color=BLUE, alpha=0.12, linewidth=0, label="± std within groups")

@@ -13,6 +13,7 @@ import torch
 from ._trl import BaseConfig
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
+from .rewards import ON_REWARD_ERROR
 from .windows import window_steps
 
 
@@ -147,6 +148,16 @@ class ProGRPOConfig(BaseConfig):
             One weight per reward function; all 1 when unset.
         preview_reward_weights (`list[float]`, *optional*):
             The same for `preview_reward_funcs`; all 1 when unset.
+        on_reward_error (`str`, *optional*, defaults to `"raise"`):
+            What follows when a reward function raises, takes longer than `reward_timeout`, or returns something else than
+            one finite number or `None` per image. `"raise"` stops the run, on all processes. `"skip"` leaves the images
+            that have no score out of their groups, and a group with fewer than 2 left out of the update;
+            `reward_errors/*` and `frac_groups_left_out` count them. `"retry"` calls again, `reward_max_retries` times,
+            and then stops.
+        reward_timeout (`float`, *optional*):
+            Seconds that one call of a reward function may take; any time when unset.
+        reward_max_retries (`int`, *optional*, defaults to 3):
+            Further calls with `on_reward_error="retry"`, after 1, 2, 4, ... seconds.
         multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
             How several rewards become one advantage: `"sum_then_normalize"` weights, sums and then normalises as
             `scale_rewards` says; `"normalize_then_sum"` (GDPO, arXiv 2601.05242) normalises each in its group first, and the
@@ -161,6 +172,8 @@ class ProGRPOConfig(BaseConfig):
 
         eval_num_inference_steps (`int`, *optional*):
             Denoising steps in evaluation, which samples without noise; `num_inference_steps` when unset.
+        eval_use_ema (`bool`, *optional*, defaults to `True`):
+            With `ema_decay`, evaluate the averaged weights; `False` evaluates those in training. What is saved is the same.
         num_validation_prompts (`int`, *optional*, defaults to `4`):
             Fixed prompts, the first of the evaluation set, whose images before and during training go to the trackers
             in `report_to` and to the model card. 0: none.
@@ -301,6 +314,13 @@ class ProGRPOConfig(BaseConfig):
     preview_reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per preview reward function; all 1 if unset."}
     )
+    on_reward_error: str = field(
+        default="raise", metadata={"help": "raise, skip (leave out images without a score) or retry."}
+    )
+    reward_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds a call of a reward function may take; any time if unset."}
+    )
+    reward_max_retries: int = field(default=3, metadata={"help": "Further calls with on_reward_error retry."})
     multi_objective_aggregation: str = field(
         default="sum_then_normalize",
         metadata={"help": "sum_then_normalize, or normalize_then_sum (GDPO) for several rewards."},
@@ -313,6 +333,9 @@ class ProGRPOConfig(BaseConfig):
     # Evaluation and logging
     eval_num_inference_steps: int | None = field(
         default=None, metadata={"help": "Denoising steps in evaluation; num_inference_steps if unset."}
+    )
+    eval_use_ema: bool = field(
+        default=True, metadata={"help": "With ema_decay: evaluate the average; if False, the weights in training."}
     )
     num_validation_prompts: int = field(
         default=4, metadata={"help": "Fixed prompts whose images go to the trackers and the model card; 0 for none."}
@@ -372,7 +395,7 @@ class ProGRPOConfig(BaseConfig):
             "num_inference_steps", "num_iterations", "steps_per_generation", "rollout_batch_size", "decode_batch_size",
             "preview_batch_size", "preview_downscale", "rollout_waves",
             "eval_num_inference_steps", "ema_update_interval", "sde_window_interval", "height", "width",
-            "log_images_steps", "num_completions_to_print",
+            "log_images_steps", "num_completions_to_print", "reward_max_retries",
         )  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
@@ -382,7 +405,15 @@ class ProGRPOConfig(BaseConfig):
             raise ValueError(f"`num_validation_prompts` is {self.num_validation_prompts}; use 0 for none, or more.")
         if self.num_inference_steps < 2:
             raise ValueError("`num_inference_steps` is 1; use at least 2: the last step carries no noise to train on.")
-        for name in ("noise_level", "eta", "epsilon", "epsilon_high", "adv_clip_max", "learning_rate"):
+        for name in (
+            "noise_level",
+            "eta",
+            "epsilon",
+            "epsilon_high",
+            "adv_clip_max",
+            "learning_rate",
+            "reward_timeout",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` is {value}; use a positive number.")
@@ -404,6 +435,7 @@ class ProGRPOConfig(BaseConfig):
             ("scale_rewards", ("group", "batch", "none")),
             ("log_prob_reduction", ("mean", "sum")),
             ("loss_type", ("grpo", "grpo_guard")),
+            ("on_reward_error", ON_REWARD_ERROR),
             ("multi_objective_aggregation", ("sum_then_normalize", "normalize_then_sum")),
         ):
             if getattr(self, name) not in choices:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -39,7 +39,7 @@ from .adapters import (
     save_adapter,
     trainable_parameters,
 )
-from .advantages import group_advantages, normalize_multi, weighted_rewards
+from .advantages import comparable_rows, group_advantages, normalize_multi, weighted_rewards
 from .audit import AuditWatch, audit_metrics, audit_size
 from .callbacks import ProGRPOProgressCallback
 from .data import (
@@ -56,16 +56,18 @@ from .data import (
     warn_about_long_prompts,
 )
 from .families import family_class, load_pipeline, load_preview_decoder
+from .heldout import HackingWatch
 from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
-from .metrics import group_std, prune_metrics
-from .model_card import CardPictures, write_model_card
-from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback
+from .metrics import MetricsBuffer, prune_metrics, reward_metrics
+from .model_card import CardPictures, name_on_hub, portable_values, started_with, write_model_card
+from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback, check_trackers
 from .policies import POLICIES
 from .progrpo_config import ProGRPOConfig
 from .prompt_cache import PromptCache
 from .pruning import PRUNING_RULES
-from .rewards import RewardFunc, RewardRunner
+from .ranks import RankWatch
+from .rewards import REWARD_ERROR_KINDS, RewardFunc, RewardRunner
 from .sampler import ExpandPruneSampler
 from .saving import save_denoiser, save_pipeline
 from .seeds import derive_seed
@@ -179,9 +181,17 @@ class ProGRPOTrainer(BaseTrainer):
         args = args if args is not None else ProGRPOConfig(output_dir="trl-progrpo-output")
         if args.push_to_hub:
             check_push(args)
-        self.reward_runner = RewardRunner(reward_funcs, args.reward_weights)
-        self.eval_reward_runner = RewardRunner(eval_reward_funcs) if eval_reward_funcs else None
-        self.preview_reward_runner = self._make_preview_runner(args, preview_reward_funcs)
+        check_trackers(args.report_to)
+        faults = {
+            "on_error": args.on_reward_error,
+            "timeout": args.reward_timeout,
+            "max_retries": args.reward_max_retries,
+        }
+        self.reward_runner = RewardRunner(reward_funcs, args.reward_weights, **faults)
+        self.eval_reward_runner = RewardRunner(eval_reward_funcs, **faults) if eval_reward_funcs else None
+        self.preview_reward_runner = self._make_preview_runner(
+            args, preview_reward_funcs, self.reward_runner, **faults
+        )
         train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
         eval_dataset = self._as_eval_prompts(args, eval_dataset)
         self._check_datasets(args, train_dataset, eval_dataset)
@@ -213,11 +223,14 @@ class ProGRPOTrainer(BaseTrainer):
         self._micro_batches_of: tuple[int, int] | None = None
         self.last_rollout: Rollout | None = None
         self.last_prompts: list[str] = []
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._metrics = MetricsBuffer()
         self._timer = PhaseTimer()
         self._audit_watch = AuditWatch()
+        self._hacking_watch = HackingWatch(self.reward_runner.names)
         self._micro_steps_since_update = 0
         self.card_pictures = CardPictures(self)
+        # Now, as a config file may hold something else by the time a card is written.
+        self.command = started_with()
         self._card_details: dict[str, Any] = {}
         self._whole_pipelines: set[str] = set()
 
@@ -230,6 +243,7 @@ class ProGRPOTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.rank_watch = RankWatch.of(self.accelerator.state)
         pipeline.to(self.accelerator.device)
         if self.reference_denoiser is not None:
             self.reference_denoiser.to(self.accelerator.device)
@@ -301,15 +315,17 @@ class ProGRPOTrainer(BaseTrainer):
                     dataset, args.prompt_column, f"eval_dataset[{name!r}]" if name else "eval_dataset", streams=False
                 )
 
-    def _make_preview_runner(self, args, preview_reward_funcs) -> RewardRunner:
+    @staticmethod
+    def _make_preview_runner(args, preview_reward_funcs, reward_runner, **faults) -> RewardRunner:
         if preview_reward_funcs:
-            return RewardRunner(preview_reward_funcs, args.preview_reward_weights, "preview_reward_weights")
+            weights = args.preview_reward_weights
+            return RewardRunner(preview_reward_funcs, weights, "preview_reward_weights", **faults)
         if args.preview_reward_weights is not None:
             raise ValueError(
                 f"`preview_reward_weights` is {args.preview_reward_weights} without `preview_reward_funcs`; name the "
                 "functions that score previews, or leave it unset."
             )
-        return self.reward_runner
+        return reward_runner
 
     @staticmethod
     def _make_policy(args, family):
@@ -387,6 +403,9 @@ class ProGRPOTrainer(BaseTrainer):
                 f"`num_inference_steps` is {self.args.num_inference_steps}, and none of its steps carries noise with "
                 f"{policy!r}; use more steps or more noise."
             )
+        if self.args.eval_num_inference_steps is not None:
+            # A scheduler that has no such schedule is to say so before the training.
+            self.family.make_schedule(self.args.eval_num_inference_steps)
 
     # ---- what the base class asks about data -------------------------------------------------------------------------
 
@@ -462,7 +481,7 @@ class ProGRPOTrainer(BaseTrainer):
         prompts, columns = self._split_columns(inputs)
         if rollout is None:
             first_slot = self.accelerator.process_index * len(prompts)
-            with self._inference():
+            with self.rank_watch.together(), self._inference():
                 rollout = self.sampler.rollout(
                     self.family.denoiser,
                     prompts,
@@ -474,7 +493,9 @@ class ProGRPOTrainer(BaseTrainer):
                     # The same number on every process, so that all make the same number of network calls.
                     audit=range(audit_size(self._audit_fraction, len(prompts), rollout_index)),
                 )
-            rollout = rollout.replace(advantages=self._advantages(rollout))
+            advantages = self._advantages(rollout)
+            advantages[~comparable_rows(rollout.rewards, rollout.prompt_index)] = math.nan
+            rollout = rollout.replace(advantages=advantages)
             self._log_rollout(rollout)
             self.group_watch.finish(prompts[0], rollout, self.state.global_step)
         self.last_rollout, self.last_prompts = rollout, prompts
@@ -504,7 +525,8 @@ class ProGRPOTrainer(BaseTrainer):
             return clip_advantages(self._normalized_advantages(rollout), args.adv_clip_max)
         if args.scale_rewards == "batch":
             everywhere = self.accelerator.gather(rollout.rewards.to(self.accelerator.device))
-            batch_std = everywhere[~everywhere.isnan()].double().std(correction=0).item()
+            everywhere = everywhere[~everywhere.isnan()].double()
+            batch_std = everywhere.std(correction=0).item() if len(everywhere) else 0.0
         advantages = group_advantages(rollout.rewards, rollout.prompt_index, args.scale_rewards, batch_std=batch_std)
         return clip_advantages(advantages, args.adv_clip_max)
 
@@ -578,18 +600,20 @@ class ProGRPOTrainer(BaseTrainer):
         # On policy the ratio is 1 by definition; replaying the sampled value would only add the rounding of another batch shape.
         old_log_prob = log_prob.detach() if self._on_policy else sampled
         ratio = self._log_ratio(transition, log_prob, old_log_prob, rows, s)
-        loss, metrics = policy_loss(ratio, rows.advantages.to(device), args.epsilon, args.epsilon_high)
+        advantages = rows.advantages.to(device)
+        loss, metrics = policy_loss(ratio, advantages.nan_to_num(), args.epsilon, args.epsilon_high)
         if args.beta > 0:
             kl = transition.kl(self._reference_transition(rows, s))
             loss = loss + args.beta * kl
-            self._record("kl", kl.detach().mean())
+            self._metrics.add("kl", kl.detach().mean())
         if self._is_first_pass:
             drift = (log_prob.detach() - sampled).abs()
-            self._record("sampling/sampling_logp_difference/mean", drift.mean())
-            self._metrics["sampling/sampling_logp_difference/max"].append(drift.max().item())
+            self._metrics.add("sampling/sampling_logp_difference/mean", drift.mean())
+            self._metrics.add("sampling/sampling_logp_difference/max", drift.max())
         for name, value in metrics.items():
-            self._record(name, value)
-        return loss.mean()
+            self._metrics.add(name, value)
+        # Rows that are left out weigh nothing, and the others what they always weigh.
+        return torch.where(advantages.isnan(), 0.0, loss).mean()
 
     def _log_ratio(self, transition, log_prob, old_log_prob, rows: Rollout, s: int) -> torch.Tensor:
         if self.args.loss_type == "grpo":
@@ -631,53 +655,41 @@ class ProGRPOTrainer(BaseTrainer):
     # ---- metrics -----------------------------------------------------------------------------------------------------
 
     def _on_phase(self, phase: str, done: int, total: int) -> None:
+        self.rank_watch.check()
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "on_phase"):
                 callback.on_phase(self.args, self.state, self.control, phase=phase, done=done, total=total)
 
-    def _record(self, name: str, value: torch.Tensor | float) -> None:
-        self._metrics[name].append(value.item() if isinstance(value, torch.Tensor) else value)
-
     def _log_rollout(self, rollout: Rollout) -> None:
-        grouped = rollout.rewards.view(self.args.prompts_per_rollout, -1)
-        self._record("reward", rollout.rewards.nanmean())
-        self._record("reward_std", group_std(rollout.rewards, rollout.prompt_index))
-        self._record("frac_reward_zero_std", (grouped.std(1, correction=0) == 0).float().mean())
-        for name, values in zip(self.reward_runner.names, rollout.rewards_per_func.unbind(1)):
-            self._record(f"rewards/{name}/mean", values.nanmean())
-        for name, value in {**prune_metrics(rollout), **audit_metrics(rollout)}.items():
-            self._record(name, value)
+        errors = {f"reward_errors/{kind}": count for kind, count in self._count_errors().items()}
+        rewards = reward_metrics(rollout, self.reward_runner.names)
+        for name, value in {**rewards, **errors, **prune_metrics(rollout), **audit_metrics(rollout)}.items():
+            self._metrics.add(name, value)
         warning = self._audit_watch.update(rollout)
         if warning is not None and self.is_world_process_zero():
             warnings.warn(warning, stacklevel=2)
         for name in ("nfe", "decodes", "preview_decodes", "reward_calls"):
-            self._record(f"sampling/{name}", getattr(rollout.cost, name))
+            self._metrics.add(f"sampling/{name}", getattr(rollout.cost, name))
+
+    def _count_errors(self) -> dict[str, int]:
+        """Images that have no score by kind of error, since the last count; none unless errors are skipped."""
+        runners = {id(runner): runner for runner in (self.reward_runner, self.preview_reward_runner) if runner}
+        errors = sum((runner.errors for runner in runners.values()), Counter())
+        for runner in runners.values():
+            runner.errors.clear()
+        # Every process tells of every kind, for all gather the same names.
+        return {kind: errors[kind] for kind in REWARD_ERROR_KINDS} if self.args.on_reward_error == "skip" else {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics gathered since the last log, averaged over micro-steps and processes."""
         if self._metrics and ("loss" in logs or "train_loss" in logs):
-            logs = {**logs, **self._reduced_metrics()}
+            logs = {**logs, **self._metrics.drain(self.accelerator)}
             seconds = self.sampler.timer.drain()
             seconds.update(self._timer.drain())
             logs.update({f"time/{phase}": value for phase, value in seconds.items()})
             if self.args.rollout_waves > 1:
                 logs["sampling/reward_seconds_saved"] = self.sampler.saved.drain().get("reward", 0.0)
-            self._metrics.clear()
         super().log(logs, start_time)
-
-    def _reduced_metrics(self) -> dict[str, float]:
-        # A maximum of maxima, a minimum of minima, and means of everything else.
-        # NaN stands for nothing to tell; it is kept until here so that all processes gather the same names.
-        reduce = {
-            name: max if name.endswith("/max") else min if name.endswith("/min") else _mean for name in self._metrics
-        }
-        told = {name: reduce[name](_without_nan(values)) for name, values in self._metrics.items()}
-        if self.accelerator.num_processes > 1:
-            names = sorted(told)
-            values = torch.tensor([[told[name] for name in names]], device=self.accelerator.device)
-            everywhere = self.accelerator.gather(values).cpu()
-            told = {name: reduce[name](_without_nan(everywhere[:, i].tolist())) for i, name in enumerate(names)}
-        return {name: value for name, value in told.items() if not math.isnan(value)}
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -686,7 +698,8 @@ class ProGRPOTrainer(BaseTrainer):
         Samples one image per held-out prompt without noise and with fixed seeds, and scores it.
 
         Returns the mean and standard error over prompts of the weighted reward and of every reward function, those of
-        `eval_reward_funcs` included; with `ema_decay` the averaged weights are evaluated.
+        `eval_reward_funcs` included; with `ema_decay` the averaged weights are evaluated, unless `eval_use_ema` is off.
+        Warns, once each, of rewards that fell since the evaluation before training and are not trained on.
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else self._as_eval_prompts(self.args, eval_dataset)
         if isinstance(eval_dataset, dict):
@@ -703,6 +716,8 @@ class ProGRPOTrainer(BaseTrainer):
         columns = {"": weighted_rewards(scores[:, : len(weights)], weights).double()}
         columns.update({f"s/{name}": scores[:, i] for i, name in enumerate(names)})
         metrics = {f"{metric_key_prefix}_num_prompts": len(scores)}
+        if self.args.on_reward_error == "skip":
+            metrics[f"{metric_key_prefix}_num_failed"] = int(columns[""].isnan().sum())
         for name, values in columns.items():
             values = values[~values.isnan()]
             separator = "_" if name == "" else "/"
@@ -710,6 +725,9 @@ class ProGRPOTrainer(BaseTrainer):
             metrics[mean_key] = values.mean().item()
             metrics[f"{metric_key_prefix}_reward{name}{separator}stderr"] = _standard_error(values)
         self.log(metrics)
+        warning = self._hacking_watch.update(self.state.log_history)
+        if warning is not None and self.is_world_process_zero():
+            warnings.warn(warning, stacklevel=2)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -722,19 +740,28 @@ class ProGRPOTrainer(BaseTrainer):
         mine = [min(i, len(prompts) - 1) for i in range(rank * share, (rank + 1) * share)]
         chunk = self.args.per_device_eval_batch_size
         parts = []
-        for start in range(0, share, chunk):
-            index = mine[start : start + chunk]
-            batch = [prompts[i] for i in index]
-            batch_columns = {name: [values[i] for i in index] for name, values in columns.items()}
-            images = self.generate(batch, first_slot=index[0])
-            parts.append(torch.cat([runner(batch, images, batch_columns) for runner in runners], 1))
-            self._on_phase("evaluate", min(start + chunk, share), share)
+        with self.rank_watch.together():
+            for start in range(0, share, chunk):
+                index = mine[start : start + chunk]
+                batch = [prompts[i] for i in index]
+                batch_columns = {name: [values[i] for i in index] for name, values in columns.items()}
+                images = self.generate(batch, first_slot=index[0], ema=self.args.eval_use_ema)
+                parts.append(torch.cat([runner(batch, images, batch_columns) for runner in runners], 1))
+                self._on_phase("evaluate", min(start + chunk, share), share)
         scores = torch.cat(parts).double().to(self.accelerator.device)
         scores = self.accelerator.gather(scores)[: len(prompts)].cpu()
+        for runner in runners:
+            # What training counts is of rollouts only.
+            runner.errors.clear()
         return [name for runner in runners for name in runner.names], scores
 
     def generate(
-        self, prompts: Sequence[str], seed: int | None = None, adapter: bool = True, first_slot: int = 0
+        self,
+        prompts: Sequence[str],
+        seed: int | None = None,
+        adapter: bool = True,
+        first_slot: int = 0,
+        ema: bool = True,
     ) -> torch.Tensor:
         """
         One noise-free image per prompt, `(N, 3, height, width)` in [0, 1], fp32 on the CPU.
@@ -744,6 +771,7 @@ class ProGRPOTrainer(BaseTrainer):
             seed (`int`, *optional*): fixes the initial latents, prompt by prompt; the run's seed when unset.
             adapter (`bool`, *optional*, defaults to `True`): whether the trained adapter is on; off is the base model.
             first_slot (`int`, *optional*, defaults to 0): position of the first prompt; fixes its seed.
+            ema (`bool`, *optional*, defaults to `True`): with `ema_decay`, the averaged weights or those in training.
         """
         sampler = self._make_sampler(
             self.sampler.policy.ode(),
@@ -754,7 +782,7 @@ class ProGRPOTrainer(BaseTrainer):
             on_progress=None,
         )
         sampler.seed = self.args.seed if seed is None else seed
-        with self._inference(), self._weights(adapter):
+        with self._inference(), self._weights(adapter, ema):
             rollout = sampler.rollout(
                 self.family.denoiser,
                 prompts,
@@ -765,14 +793,14 @@ class ProGRPOTrainer(BaseTrainer):
         return rollout.images
 
     @contextmanager
-    def _weights(self, adapter: bool):
+    def _weights(self, adapter: bool, ema: bool = True):
         """The weights to sample with: the base model's, the average's, or those in training."""
         if not adapter and not self.use_adapter:
             raise ValueError("`adapter=False` needs a LoRA run: full fine-tuning does not keep the base weights.")
         if not adapter:
             with adapters_disabled(self.family.denoiser):
                 yield
-        elif self.ema is not None:
+        elif self.ema is not None and ema:
             parameters = trainable_parameters(self.family.denoiser)
             self.ema.store(parameters)
             self.ema.copy_to(parameters)
@@ -801,12 +829,14 @@ class ProGRPOTrainer(BaseTrainer):
             self._save_weights(output_dir, whole=not is_checkpoint)
         if self.ema is not None:
             self._save_weights(output_dir, raw=True)
-        Path(output_dir, "training_args.json").write_text(redact(self.args.to_json_string(), [self.args.hub_token]))
+        settings = json.dumps(portable_values(json.loads(self.args.to_json_string())), indent=2)
+        Path(output_dir, "training_args.json").write_text(redact(settings, [self.args.hub_token]))
         write_model_card(self, output_dir, pictures=not is_checkpoint, **self._card_details)
 
     def _save_weights(self, output_dir: str, raw: bool = False, whole: bool = False) -> None:
         if self.use_adapter:
-            save_adapter(self.family, output_dir, RAW_ADAPTER_FILE if raw else ADAPTER_FILE)
+            weight_name = RAW_ADAPTER_FILE if raw else ADAPTER_FILE
+            save_adapter(self.family, output_dir, weight_name, name_on_hub(self.model_name))
         elif raw or not whole or output_dir in self._whole_pipelines:
             # The rest of a pipeline is frozen: once is enough.
             save_denoiser(self.family, output_dir, "_raw" if raw else "")
@@ -958,14 +988,6 @@ class ProGRPOTrainer(BaseTrainer):
             rollout_index=rollout_index,
             first_slot=self.accelerator.process_index * len(prompts),
         )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _without_nan(values: Sequence[float]) -> Sequence[float]:
-    return [value for value in values if not math.isnan(value)] or [math.nan]
 
 
 def _standard_error(values: torch.Tensor) -> float:

@@ -31,7 +31,7 @@ from .families import Family, family_class
 from .policies import POLICIES, Policy
 from .pruning import PRUNING_RULES
 from .rewards import resolve_reward, reward_name, to_pil
-from .rewards.runner import accepted_keywords, check_scores
+from .rewards.calls import accepted_keywords, begin_call
 from .sampler import ExpandPruneSampler
 from .seeds import INITIAL_NOISE, row_noise
 from .types import Conditioning, Rollout, Schedule
@@ -549,7 +549,8 @@ def check_reward_func(
         before = copy.deepcopy(arguments)
         values = func(**arguments)
         try:
-            values = check_scores(name, values, len(prompts[rows]))
+            # A coroutine is awaited as in training.
+            values = begin_call(name, lambda **_: values, prompts[rows], None, {}, None)()
         except ValueError as error:
             raise AssertionError(str(error)) from error
         for key, value in arguments.items():

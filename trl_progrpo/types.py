@@ -45,6 +45,11 @@ class Schedule:
                 f"`alphas` and `sigmas` have shapes {tuple(self.alphas.shape)} and {tuple(self.sigmas.shape)}; with "
                 f"{steps} timesteps both need {steps + 1} entries, the last for the clean end."
             )
+        if not (self.alphas.isfinite().all() and self.sigmas.isfinite().all()):
+            raise ValueError(
+                f"the scheduler gives {steps} denoising step{'s' if steps > 1 else ''} noise levels that are no numbers; use "
+                "more steps (`num_inference_steps`, in evaluation `eval_num_inference_steps`)."
+            )
         object.__setattr__(self, "alphas", self.alphas.detach().to("cpu", torch.float64))
         object.__setattr__(self, "sigmas", self.sigmas.detach().to("cpu", torch.float64))
 
@@ -227,7 +232,8 @@ class Rollout:
         log_probs (`torch.Tensor` of shape `(B, S)`, fp32): of the stored next latents under the sampling policy.
         rewards (`torch.Tensor` of shape `(B,)`, fp32): weighted final reward.
         rewards_per_func (`torch.Tensor` of shape `(B, F)`, fp32): NaN where a function does not apply.
-        advantages (`torch.Tensor` of shape `(B,)`, fp32, *optional*): set by the trainer.
+        advantages (`torch.Tensor` of shape `(B,)`, fp32, *optional*): set by the trainer; NaN in rows that it leaves out of
+            the update, for want of a reward or of another row to compare with.
         images (`torch.Tensor` of shape `(B, 3, height, width)`, *optional*): final images in [0, 1].
         conditioning ([`Conditioning`]): per prompt, shared by all rows (not selected).
         schedule ([`Schedule`]): shared by all rows.

@@ -206,4 +206,4 @@ def assert_ddim_equals_pipeline(family: Family, steps: int = 4) -> None:
         output = family.predict(family.denoiser, latents, timestep, conditioning)
         latents = DDIM(0.0).step(output, latents, schedule, i).mean
     torch.testing.assert_close(latents, stock, atol=5e-5, rtol=1e-5)
-    torch.testing.assert_close(family.decode(latents), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(family.decode(latents), images, atol=1e-4, rtol=0)

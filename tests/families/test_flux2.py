@@ -55,7 +55,7 @@ def test_klein_takes_other_negative_prompts():
     # One step from sigma 1 to 0.
     timestep = family.make_schedule(1).timesteps[0]
     images = family.decode(latents - family.predict(family.denoiser, latents, timestep, conditioning))
-    torch.testing.assert_close(images, stock, rtol=0, atol=1e-5)
+    torch.testing.assert_close(images, stock, rtol=0, atol=1e-4)
 
 
 def test_dev_is_told_the_guidance_in_one_pass():
@@ -101,7 +101,7 @@ def test_latents_are_normalised_and_in_patches():
     torch.testing.assert_close(family.spatial_latents(patches), encoded, rtol=0, atol=0)
     # In evaluation mode the layer is the normalisation itself.
     images = family.decode(vae.bn(patches))
-    torch.testing.assert_close(images, (vae.decode(encoded).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(images, (vae.decode(encoded).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("make, cls", [(tiny_flux2_klein, Flux2KleinFamily), (tiny_flux2, Flux2Family)])

@@ -63,7 +63,7 @@ def test_prompts_from_the_cache_are_those_of_one_batch(families, name, tmp_path)
             for key, tensor in side.items():
                 assert ours[key].dtype == tensor.dtype
                 assert torch.equal(ours[key][:2], once[key])
-                torch.testing.assert_close(once[key], tensor, rtol=0, atol=1e-5)
+                torch.testing.assert_close(once[key], tensor, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

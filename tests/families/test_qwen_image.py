@@ -22,7 +22,7 @@ def test_contract():
         make_qwen_image, heights_widths=[(16, 24), (16, 16)], num_inference_steps=(2, 3), prompts=PROMPTS
     )
     assert report.family == "QwenImageFamily"
-    assert report.latents_difference < 1e-5
+    assert report.latents_difference < 1e-4
 
 
 def test_family_is_found_by_pipeline_class(pipeline):
@@ -53,7 +53,7 @@ def test_negative_prompts_are_the_pipelines(pipeline):
     call = {**family.pipeline_call_kwargs, "negative_prompt": negative}
     expected = pipeline(list(PROMPTS), latents=noise, num_inference_steps=2, output_type="latent", **call).images
     latents = sample(family, noise, negative_prompts=negative)
-    assert difference(latents, expected) < 1e-5
+    assert difference(latents, expected) < 1e-4
     assert difference(latents, sample(family, noise)) > 1e-3
 
 
@@ -63,7 +63,7 @@ def test_padding_leaves_a_prompt_as_it_is_alone(pipeline, guidance_scale):
     noise = draw_noise(family)
     together = sample(family, noise)
     for row, prompt in enumerate(PROMPTS):
-        assert difference(together[row : row + 1], sample(family, noise[row : row + 1], [prompt])) < 1e-5
+        assert difference(together[row : row + 1], sample(family, noise[row : row + 1], [prompt])) < 1e-4
 
 
 def test_mask_only_where_lengths_differ(pipeline):

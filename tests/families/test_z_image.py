@@ -26,7 +26,7 @@ def test_contract():
         max_sequence_length=32,
     )
     assert report.family == "ZImageFamily"
-    assert report.latents_difference < 1e-5
+    assert report.latents_difference < 1e-4
 
 
 def test_family_is_found_by_pipeline_class(pipeline):
@@ -46,7 +46,7 @@ def test_negative_prompts_are_the_pipelines(pipeline):
     call = {**family.pipeline_call_kwargs, "negative_prompt": list(negative), "num_inference_steps": 2}
     expected = pipeline(list(PROMPTS), latents=noise, output_type="latent", **call).images
     latents = sample(family, noise, negative_prompts=negative)
-    assert difference(latents, expected) < 1e-5
+    assert difference(latents, expected) < 1e-4
     assert difference(latents, sample(family, noise)) > 1e-3
 
 

@@ -38,7 +38,7 @@ GROUPS = {
     ),
     "rewards": (
         "reward_funcs", "reward_weights", "multi_objective_aggregation", "preview_reward_funcs", "preview_reward_weights",
-        "eval_reward_funcs", "eval_samples",
+        "eval_reward_funcs", "eval_samples", "eval_use_ema", "on_reward_error", "reward_timeout", "reward_max_retries",
     ),
     "rollout: expand, preview, prune": (
         "num_generations", "num_expansions", "prune_steps", "prune_sizes", "pruning_rule", "preview_decoder",
@@ -86,6 +86,14 @@ HELP = {
 }
 """Help in fewer words than the libraries have, for what `--help` shows of them."""
 
+METAVARS = {
+    "reward_funcs": "NAME",
+    "preview_reward_funcs": "NAME",
+    "eval_reward_funcs": "NAME",
+    "report_to": "TRACKER",
+}
+"""What values are called in the help, where the last word of the option says too little."""
+
 _EPILOG = """\
 Flags of `accelerate launch` start the run through it, e.g. --num_processes 8 or --accelerate_config zero2 (a file or one
 of TRL's configurations). They can stand in the YAML file too."""
@@ -98,7 +106,8 @@ class TrainParser(TrlParser):
         super().__init__(
             [ScriptArguments, ModelArguments, ProGRPOConfig],
             prog="trl-progrpo train",
-            usage="trl-progrpo train [--config FILE] --model_name_or_path MODEL --dataset_name DATA --reward_funcs NAME ...",
+            usage="trl-progrpo train [--config FILE] --model_name_or_path MODEL\n"
+            "                         --dataset_name DATA --reward_funcs NAME ... [options]",
             description="Post-train a text-to-image model on a reward with Pro-GRPO. Every option is also a key of the YAML "
             "file given as --config; flags win over the file.",
             epilog=_EPILOG,
@@ -175,6 +184,7 @@ class TrainParser(TrlParser):
         for action in actions:
             self._optionals._group_actions.remove(action)
             action.help = HELP.get(action.dest, action.help)
+            action.metavar = METAVARS.get(action.dest, action.metavar)
             if isinstance(action, argparse._StoreFalseAction):
                 action.help = f"Turn --{action.dest} off."
         for title, names in GROUPS.items():

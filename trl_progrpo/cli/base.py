@@ -41,13 +41,16 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, **{"max_help_position": 30, **kwargs})
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        if action.nargs == 0:
             return ", ".join(o for o in action.option_strings if "_" in o or "-" not in o.lstrip("-"))
         flag = action.option_strings[0]
         # An optional value (`--bf16`, `--bf16 False`) is noise here; choices of 40 names would fill the page.
         kind = getattr(action.type, "__name__", "")
-        number = "N" if kind.startswith("int") else "X" if kind.startswith("float") else None
-        metavar = action.metavar or (number or action.dest.split("_")[-1].upper() if action.nargs != "?" else "")
+        short = "N" if kind.startswith("int") else "X" if kind.startswith("float") else None
+        short = "BOOL" if kind == "string_to_bool" else short
+        metavar = action.metavar or ((short or action.dest.split("_")[-1].upper()) if action.nargs != "?" else "")
         return f"{flag} {metavar}{' ...' if action.nargs in ('+', '*') else ''}".rstrip()
 
     def _get_help_string(self, action: argparse.Action) -> str:

@@ -97,7 +97,7 @@ def load_source(
         CommandError: if there is no such data, it may not be read, or what is there is broken.
     """
     import datasets
-    import httpx
+    from huggingface_hub.utils import httpx
 
     if name == "shapes":
         shapes = _shapes(split, split_field)
@@ -260,7 +260,7 @@ def _with_prompts(dataset: Dataset | IterableDataset, prompt_column: str) -> Dat
     else:
         # In Arrow: a file has millions of lines, and hardly ever a blank one.
         texts = dataset.with_format("arrow")
-        blank = [blank_texts(table["text"]) for table in texts.iter(100_000)]
+        blank = [blank_texts(table["text"]) for table in texts.iter(10_000)]
         if any(part.index(True).as_py() >= 0 for part in blank):
             flags = (flag for part in blank for flag in part.to_pylist())
             dataset = dataset.select([index for index, flag in enumerate(flags) if not flag])

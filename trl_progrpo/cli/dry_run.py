@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from dataclasses import dataclass, fields
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from ..cost import PruneSchedule, WorkCount
 from .base import quieten_libraries, user_errors
+from .resolved_config import resolved_config, to_yaml
 
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 
 Lines = list[tuple[str, str]]
-
-_LEFT_OUT = ("dry_run", "streaming")
 
 
 def dry_run(
@@ -37,17 +34,20 @@ def dry_run(
         CommandError: for whatever would stop the run before it loads weights.
     """
     quieten_libraries()
+    from ..monitoring import check_trackers
+
     # Before the parts below change what they are given.
     config = resolved_config(script_args, model_args, training_args)
-    processes = _num_processes(launcher) or training_args.world_size
+    processes = launched_processes(launcher) or training_args.world_size
     with user_errors():
-        family, model = _model(model_args, training_args)
+        check_trackers(training_args.report_to)
+        family, model = resolve_model(model_args, training_args)
         data, num_prompts = _data(script_args, training_args, processes)
-        rewards, num_rewards, num_preview_rewards = _rewards(script_args, training_args)
-        cost = RolloutCost.of(training_args, num_rewards, num_preview_rewards, family.nfe_per_row)
-        policy, trained_steps = _policy(family, training_args)
-    schedule = _schedule(training_args, processes, cost, policy, trained_steps)
-    whole = _whole_run(training_args, processes, num_prompts, cost)
+        rewards, num_rewards, num_preview_rewards = resolve_rewards(script_args, training_args)
+        policy, trained_steps = resolve_policy(family, training_args)
+    counting = num_rewards, num_preview_rewards, family.nfe_per_row
+    schedule = _schedule(training_args, processes, counting, policy, trained_steps)
+    whole = _whole_run(training_args, processes, counting, num_prompts)
     sections = {"model": model, "data": data, "rewards": rewards, **schedule, **whole}
     print("# A dry run of `trl-progrpo train`: no weights were loaded. What follows is a configuration for --config.")
     for title, lines in sections.items():
@@ -58,103 +58,44 @@ def dry_run(
     return 0
 
 
-@dataclass(frozen=True)
-class RolloutCost:
-    """What one rollout costs one process, audits left out; counted as [`~types.SamplingCost`] does."""
-
-    sizes: tuple[int, ...]
-    prompts: int
-    nfe: int
-    preview_decodes: int
-    decodes: int
-    reward_calls: int
-    unpruned_nfe: int
-
-    @classmethod
-    def of(cls, args: ProGRPOConfig, num_rewards: int, num_preview_rewards: int, nfe_per_row: int = 1) -> RolloutCost:
-        """
-        Args:
-            args ([`ProGRPOConfig`]): the schedule.
-            num_rewards (`int`): reward functions, each called once a finished image.
-            num_preview_rewards (`int`): the same for previews.
-            nfe_per_row (`int`, *optional*, defaults to 1): 2 with classifier-free guidance.
-        """
-        prune_at = dict(zip(args.prune_steps or (), args.prune_sizes or ()))
-        alive, sizes, rows, previews = args.num_expansions, [args.num_expansions], 0, 0
-        for step in range(args.num_inference_steps):
-            rows += alive
-            if step in prune_at:
-                previews += alive
-                alive = prune_at[step]
-                sizes.append(alive)
-        prompts = args.prompts_per_rollout
-        return cls(
-            sizes=tuple(sizes) if alive == args.num_generations else (*sizes, args.num_generations),
-            prompts=prompts,
-            nfe=rows * prompts * nfe_per_row,
-            preview_decodes=previews * prompts,
-            decodes=alive * prompts,
-            reward_calls=(previews * num_preview_rewards + alive * num_rewards) * prompts,
-            unpruned_nfe=args.num_expansions * args.num_inference_steps * prompts * nfe_per_row,
-        )
-
-
-def resolved_config(*arguments: Any) -> dict[str, Any]:
+def count_work(
+    args: ProGRPOConfig, num_rewards: int, num_preview_rewards: int, nfe_per_row: int = 1, rollouts: int | None = None
+) -> WorkCount:
     """
-    The keys of a YAML file that gives these dataclasses again: every option of this package, and those of the libraries
-    below it that differ from their defaults. Never a token.
+    The sampling that one process does, audits included, counted as [`~types.SamplingCost`] does.
+
+    Args:
+        args ([`ProGRPOConfig`]): the schedule.
+        num_rewards (`int`): reward functions, each called once a finished image.
+        num_preview_rewards (`int`): the same for previews.
+        nfe_per_row (`int`, *optional*, defaults to 1): 2 with classifier-free guidance.
+        rollouts (`int`, *optional*): the total of so many rollouts, from the first; the mean of one when unset.
     """
-    from ..progrpo_config import ProGRPOConfig
-    from .arguments import COMMON
-
-    config: dict[str, Any] = {}
-    for dataclass_ in arguments:
-        ours, standard = set(COMMON), None
-        if isinstance(dataclass_, ProGRPOConfig):
-            ours |= set(ProGRPOConfig.__annotations__)
-            # What a field means when it is left alone is only known to an object of the class.
-            standard = ProGRPOConfig(output_dir=dataclass_.output_dir)
-        for f in fields(dataclass_):
-            value = getattr(dataclass_, f.name, None)
-            if not f.init or f.name in _LEFT_OUT or "token" in f.name or value is None or not _is_plain(value):
-                continue
-            if standard is None or f.name in ours or value != getattr(standard, f.name):
-                config[f.name] = _plain(value)
-    if not config.get("datasets"):
-        config.pop("datasets", None)
-    return config
-
-
-def to_yaml(config: dict[str, Any]) -> str:
-    """Keys in their order, lists of numbers on one line."""
-    import yaml
-
-    return "".join(
-        yaml.safe_dump({key: value}, allow_unicode=True, width=100, sort_keys=False, default_flow_style=flow)
-        for key, value in config.items()
-        for flow in [None if isinstance(value, list) and not any(isinstance(item, dict) for item in value) else False]
+    audited = (rollouts or 1) * args.audit_fraction * args.prompts_per_rollout
+    return WorkCount.of(
+        prune_schedule(args),
+        num_prompts=args.prompts_per_rollout * (rollouts or 1),
+        nfe_per_row=nfe_per_row,
+        num_rewards=num_rewards,
+        num_preview_rewards=num_preview_rewards,
+        # Whole groups, of which `audit.audit_size` hands out as many.
+        audited=audited if rollouts is None else math.floor(audited),
     )
 
 
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(_plain(value))
-    except TypeError:
-        return False
-    return True
+def prune_schedule(args: ProGRPOConfig) -> PruneSchedule:
+    """How the groups of a run are pruned."""
+    return PruneSchedule(
+        num_inference_steps=args.num_inference_steps,
+        num_generations=args.num_generations,
+        num_expansions=args.num_expansions,
+        prune_steps=tuple(args.prune_steps or ()),
+        prune_sizes=tuple(args.prune_sizes or ()),
+    )
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
-    return value
-
-
-def _num_processes(launcher: argparse.Namespace | None) -> int | None:
+def launched_processes(launcher: argparse.Namespace | None) -> int | None:
+    """How many processes a launcher would start, if it says so."""
     if launcher is None or launcher.num_processes is not None:
         return None if launcher is None else launcher.num_processes
     if launcher.config_file is None:
@@ -164,14 +105,17 @@ def _num_processes(launcher: argparse.Namespace | None) -> int | None:
     return load_config_from_file(launcher.config_file).num_processes
 
 
-def _model(model_args: ModelArguments, args: ProGRPOConfig) -> tuple[Family, Lines]:
+def resolve_model(
+    model_args: ModelArguments, args: ProGRPOConfig, text_encoders: bool = False
+) -> tuple[Family, Lines]:
+    """The family on a [`~skeleton.skeleton`] with its adapter on, and what to print of it."""
     from ..adapters import add_adapter, default_lora_config
     from ..families import family_class
     from .skeleton import HUB_OPTIONS, skeleton
     from .train import init_kwargs, lora_config
 
     options = {name: value for name, value in (init_kwargs(model_args, args) or {}).items() if name in HUB_OPTIONS}
-    pipeline = skeleton(model_args.model_name_or_path, **options)
+    pipeline = skeleton(model_args.model_name_or_path, text_encoders, **options)
     family = family_class(model_args.model_name_or_path, **options)(
         pipeline,
         height=args.height,
@@ -217,69 +161,89 @@ def _data(script_args: ScriptArguments, args: ProGRPOConfig, processes: int) -> 
     ], num_prompts
 
 
-def _rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> tuple[Lines, int, int]:
+def resolve_rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> tuple[Lines, int, int]:
+    """What to print of the rewards, their number, and the number of those that score previews."""
+    from ..progrpo_trainer import ProGRPOTrainer
     from ..rewards import RewardRunner
 
     runner = RewardRunner(script_args.reward_funcs, args.reward_weights)
     trained = [f"{name} (weight {weight:g})" for name, weight in zip(runner.names, runner.weights.tolist())]
     measured = RewardRunner(script_args.eval_reward_funcs).names if script_args.eval_reward_funcs else ["none"]
-    lines = [("trained on", ", ".join(trained)), ("measured only", ", ".join(measured))]
-    previews = runner
-    if script_args.preview_reward_funcs:
-        previews = RewardRunner(
-            script_args.preview_reward_funcs, args.preview_reward_weights, "preview_reward_weights"
-        )
-        lines.append(("previews pruned by", ", ".join(previews.names)))
+    previews = ProGRPOTrainer._make_preview_runner(args, script_args.preview_reward_funcs, runner)
+    pruned_by = ", ".join(previews.names) if args.prune_steps else "nothing, as there is no `prune_steps`"
+    lines = [
+        ("trained on", ", ".join(trained)),
+        ("previews pruned by", pruned_by),
+        ("measured only", ", ".join(measured)),
+    ]
     return lines, len(runner), len(previews)
 
 
-def _policy(family: Family, args: ProGRPOConfig) -> tuple[Any, tuple[int, ...]]:
+def resolve_policy(family: Family, args: ProGRPOConfig) -> tuple[Any, tuple[int, ...]]:
+    """The policy and the steps that the first rollout trains."""
     from ..progrpo_trainer import ProGRPOTrainer
     from ..windows import window_steps
 
+    if args.eval_num_inference_steps is not None:
+        family.make_schedule(args.eval_num_inference_steps)
     policy = ProGRPOTrainer._make_policy(args, type(family))
     stochastic = policy.stochastic_steps(family.make_schedule(args.num_inference_steps))
     window = args.sde_window, args.sde_window_size, args.sde_window_start, args.sde_window_interval
     return policy, window_steps(stochastic, *window, 0, args.seed)
 
 
-def _schedule(args, processes: int, cost: RolloutCost, policy, trained_steps: tuple[int, ...]) -> dict[str, Lines]:
+def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tuple[int, ...]) -> dict[str, Lines]:
+    schedule, work, prompts = prune_schedule(args), count_work(args, *counting), args.prompts_per_rollout
+    unpruned = args.num_expansions * args.num_inference_steps * prompts * counting[-1]
     checkpoints = [f"after step {step}" for step in args.prune_steps or []]
-    if len(cost.sizes) > len(checkpoints) + 1:
+    if schedule.selects_on_finished:
         checkpoints.append("on the final rewards")
-    arrows = " -> ".join(map(str, cost.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
-    trained = cost.prompts * args.num_generations * args.num_iterations
+    arrows = " -> ".join(map(str, schedule.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
+    trained = prompts * args.num_generations
     lines = [
-        ("prompts", f"{cost.prompts}"),
+        ("prompts", f"{prompts}"),
         ("per prompt", f"{arrows} trajectories, pruned by {args.pruning_rule}" if checkpoints else f"{arrows} trajectories"),
         ("steps", f"{args.num_inference_steps}, of which {len(trained_steps)} are trained"),
         ("policy", f"{policy!r}"),
-        ("images started", f"{cost.sizes[0] * cost.prompts:,}, finished {cost.decodes:,}, "
-                           f"trained on {cost.prompts * args.num_generations:,}"),
-        ("network evaluations", f"{cost.nfe:,} rows ({cost.nfe / cost.unpruned_nfe:.0%} of no pruning)"),
-        ("images decoded", f"{cost.decodes:,}, and {cost.preview_decodes:,} previews"),
-        ("reward calls", f"{cost.reward_calls:,} images"),
-        ("update", f"{trained * len(trained_steps):,} forward and backward rows, "
-                   f"{args.micro_steps_per_rollout // args.gradient_accumulation_steps} optimiser steps"),
+        ("images started", f"{args.num_expansions * prompts:,}, finished {_count(work.decodes)}, trained on {trained:,}"),
+        ("network evaluations", f"{_count(work.nfe)} rows ({work.nfe / unpruned:.0%} of no pruning)"),
+        ("images decoded", f"{_count(work.decodes)}, and {_count(work.preview_decodes)} previews"),
+        ("reward calls", f"{_count(work.reward_calls)} images"),
+        ("update", f"{trained * args.num_iterations * len(trained_steps):,} forward and backward rows, "
+                   f"{_updates(args)} optimiser steps"),
     ]  # fmt: skip
-    if args.audit_fraction > 0 and checkpoints:
-        lines.append(("audits", f"come on top: {args.audit_fraction:.0%} of the groups are also finished unpruned"))
+    if args.audit_fraction > 0 and args.prune_steps:
+        groups = args.audit_fraction * prompts
+        lines.insert(2, ("audits", f"{groups:g} of these prompts on average are finished unpruned too, counted below"))
+    if args.rollout_waves > 1:
+        lines.insert(2, ("waves", f"{args.rollout_waves}: one is rewarded while the next is denoised"))
     return {f"one rollout, on each of {processes} process{'es' if processes > 1 else ''}": lines}
 
 
-def _whole_run(args, processes: int, num_prompts: int | None, cost: RolloutCost) -> dict[str, Lines]:
-    updates = args.micro_steps_per_rollout // args.gradient_accumulation_steps
-    per_epoch = None if num_prompts is None else math.ceil(num_prompts / (cost.prompts * processes))
+def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -> dict[str, Lines]:
+    updates = _updates(args)
+    per_epoch = None if num_prompts is None else math.ceil(num_prompts / (args.prompts_per_rollout * processes))
     if args.max_steps > 0:
         steps, rollouts = args.max_steps, math.ceil(args.max_steps / updates)
     else:
         rollouts = math.ceil(per_epoch * args.num_train_epochs)
         steps = rollouts * updates
     epochs = "" if per_epoch is None else f", {rollouts / per_epoch:.3g} passes over the prompts"
+    work = count_work(args, *counting, rollouts=rollouts)
     return {
         "the whole run": [
             ("optimiser steps", f"{steps:,}"),
             ("rollouts", f"{rollouts:,}{epochs}"),
-            ("network evaluations", f"{cost.nfe * rollouts * processes:,} rows in rollouts"),
+            ("network evaluations", f"{work.nfe * processes:,} rows in rollouts"),
         ]
     }
+
+
+def _updates(args: ProGRPOConfig) -> int:
+    """Optimiser steps between two rollouts."""
+    return args.micro_steps_per_rollout // args.gradient_accumulation_steps
+
+
+def _count(number: float) -> str:
+    """With a decimal where it is a mean that is not whole."""
+    return f"{number:,.0f}" if abs(number - round(number)) < 1e-6 else f"{number:,.1f}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
     Raises:
         CommandError: if it cannot be loaded, or cannot do what the arguments ask.
     """
+    import numpy as np
     import torch
 
     from ..families import family_class, load_pipeline
@@ -119,6 +121,9 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
             guidance_scale=args.guidance_scale,
             max_sequence_length=args.max_sequence_length,
         )
+        # numpy's warning would stand above the sentence of the refusal.
+        with np.errstate(invalid="ignore"):
+            family.make_schedule(args.num_inference_steps)
         call = {"num_inference_steps": args.num_inference_steps, **family.pipeline_call_kwargs}
     if args.negative_prompt is not None:
         if "negative_prompt" not in inspect.signature(pipeline.__call__).parameters:
@@ -180,11 +185,11 @@ def load_adapter(pipeline: DiffusionPipeline, adapter: str) -> None:
     Raises:
         CommandError: if there is no such adapter, it may not be read, or it belongs to another model.
     """
-    import httpx
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
 
-    from ..adapters import ADAPTER_FILE
+    from ..adapters import ADAPTER_FILE, base_of
     from ..families import family_class
 
     options = {}
@@ -192,8 +197,11 @@ def load_adapter(pipeline: DiffusionPipeline, adapter: str) -> None:
         # Without asking the Hub which files there are, diffusers wants to be told.
         options["weight_name"] = ADAPTER_FILE
     try:
-        state = type(pipeline).lora_state_dict(adapter, **options)
-        check_fits(getattr(pipeline, family_class(pipeline).denoiser_name), state, family_class(pipeline), adapter)
+        state, *_, metadata = type(pipeline).lora_state_dict(adapter, return_lora_metadata=True, **options)
+        family = family_class(pipeline)
+        base = base_of(metadata, family.denoiser_name)
+        check_fits(getattr(pipeline, family.denoiser_name), state, family, adapter, base)
+        _warn_of_another_base(adapter, base, pipeline.name_or_path)
         pipeline.load_lora_weights(adapter, **options)
     except GatedRepoError as error:
         raise CommandError(
@@ -209,7 +217,17 @@ def load_adapter(pipeline: DiffusionPipeline, adapter: str) -> None:
         raise CommandError(f"`--adapter` {adapter!r} could not be loaded into this model ({reason}).") from error
 
 
-def check_fits(denoiser: Any, state: Any, family: Any, adapter: str) -> None:
+def _warn_of_another_base(adapter: str, base: str | None, given: str) -> None:
+    """Where all shapes fit it may still be the wrong model: a fine-tune of the base, or another of the same size."""
+    from ..model_card import name_on_hub
+
+    if base and name_on_hub(given) and base != given:
+        print(
+            f"`--adapter` {adapter!r} was trained on {base!r}; images of it on {given!r} may differ.", file=sys.stderr
+        )
+
+
+def check_fits(denoiser: Any, state: Any, family: Any, adapter: str, base: str | None = None) -> None:
     """
     Compares the shapes of LoRA weights with the layers they are for.
 
@@ -218,12 +236,14 @@ def check_fits(denoiser: Any, state: Any, family: Any, adapter: str) -> None:
         state (`dict` of tensors, or a tuple that begins with one): what `lora_state_dict` gave.
         family (`type[Family]`): names the network.
         adapter (`str`): for the message.
+        base (`str`, *optional*): the Hub name of the model that they were trained on, where it is known.
 
     Raises:
         CommandError: if a layer is missing or has other sides.
     """
     state = state[0] if isinstance(state, tuple) else state
-    cure = f"it was made for another model than this {type(denoiser).__name__}; give its own base as --model_name_or_path."
+    own = f"its own base, {base!r}," if base else "its own base"
+    cure = f"it was made for another model than this {type(denoiser).__name__}; give {own} as --model_name_or_path."
     prefix = f"{family.denoiser_name}."
     layers: dict[str, dict[str, Any]] = {}
     for key, tensor in state.items():

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Images that are already there, with their prompts: a folder, or a .jsonl file that lists them."""
+"""Images that are already there, with their prompts: files, folders, or .jsonl files that list them."""
 
 from __future__ import annotations
 
@@ -32,21 +32,24 @@ class ImageFile:
     size: tuple[int, int]
 
     def open(self) -> Image.Image:
+        """In mode RGB; transparency is put on white, as built-in rewards do."""
         from PIL import Image
 
+        from ..rewards.learned_images import to_rgb
+
         with Image.open(self.path) as image:
-            return image.convert("RGB")
+            return to_rgb(image)
 
 
 def images_of(path: str, prompt_column: str = "prompt", prompt: str | None = None) -> list[ImageFile]:
     """
-    The images of a folder or a .jsonl file.
+    An image file, or the images of a folder or a .jsonl file.
 
-    In a folder prompts come from `metadata.jsonl` if there is one, else from a text file beside each image
-    (`cat.png`, `cat.txt`). Names in a file are relative to its folder.
+    The prompt of a file comes from a text file beside it (`cat.png`, `cat.txt`). In a folder prompts come from
+    `metadata.jsonl` if there is one, else from such text files. Names in a .jsonl file are relative to its folder.
 
     Args:
-        path (`str`): folder or file.
+        path (`str`): file or folder.
         prompt_column (`str`, *optional*, defaults to `"prompt"`): key of the prompts.
         prompt (`str`, *optional*): of all images, instead of what the files say.
 
@@ -59,11 +62,13 @@ def images_of(path: str, prompt_column: str = "prompt", prompt: str | None = Non
         rows = _rows(listed) if listed.is_file() else _folder_rows(source, prompt_column)
     elif source.is_file() and source.suffix == ".jsonl":
         rows = _rows(source)
+    elif source.is_file():
+        rows = iter([_file_row(source, prompt_column)])
     else:
-        raise CommandError(f"`--images` {path!r} is neither a folder nor a .jsonl file; give one of them.")
+        raise CommandError(f"{path!r} does not exist; give image files, folders or .jsonl files.")
     files = [_image_file(where, image, row, prompt_column, prompt) for where, image, row in rows]
     if not files:
-        raise CommandError(f"`--images` {path!r} holds no images; known kinds are {', '.join(SUFFIXES)}.")
+        raise CommandError(f"{path!r} holds no images; known kinds are {', '.join(SUFFIXES)}.")
     return files
 
 
@@ -87,8 +92,12 @@ def _rows(file: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
 
 def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
-        text = path.with_suffix(".txt")
-        yield path.name, path, {prompt_column: text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
+        yield _file_row(path, prompt_column)
+
+
+def _file_row(path: Path, prompt_column: str) -> tuple[str, Path, dict[str, Any]]:
+    text = path.with_suffix(".txt")
+    return path.name, path, {prompt_column: text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
 
 
 def _image_file(where: str, path: Path, row: dict[str, Any], prompt_column: str, prompt: str | None) -> ImageFile:
@@ -99,7 +108,7 @@ def _image_file(where: str, path: Path, row: dict[str, Any], prompt_column: str,
         keys = f"; its other keys are {', '.join(row)}" if row else ""
         raise CommandError(
             f"{where} has no prompt under {prompt_column!r}{keys}; give one in metadata.jsonl or a .txt file beside the image, "
-            "or one for all images with --prompts."
+            "or one for all images with --prompt."
         )
     taken = sorted({"prompts", "images", "preview"} & set(row))
     if taken:

@@ -14,9 +14,10 @@ from .base import CommandError
 COMMANDS = {
     "train": "post-train a text-to-image model on a reward with Pro-GRPO",
     "sample": "draw images with and without a trained adapter, at equal seeds",
-    "score": "score images with rewards, from files or from a model and an adapter",
-    "report": "write one HTML page about a run: rewards, images, pruning, compute",
-    "reward-server": "serve reward functions over HTTP to trainings that run elsewhere",
+    "score": "score image files, or a model and an adapter, with rewards",
+    "plan": "tell what a run would cost, and whether its pruning can pay",
+    "report": "write one HTML page about a run, from its output folder",
+    "reward-server": "serve reward functions over HTTP to trainings elsewhere",
     "env": "print versions and hardware, for bug reports",
 }
 """Subcommands and their one-line help. Each is a module beside this one with `run(argv) -> int`; dashes become underscores."""
@@ -24,11 +25,11 @@ COMMANDS = {
 _EXAMPLES = """\
 examples:
   trl-progrpo train --config examples/configs/shapes_demo.yaml
-  trl-progrpo train --model_name_or_path shapes --dataset_name shapes --reward_funcs shapes \\
-      --num_generations 12 --per_device_train_batch_size 48 --max_steps 20
+  trl-progrpo train --model_name_or_path shapes --dataset_name shapes \\
+      --reward_funcs shapes --per_device_train_batch_size 48 --max_steps 20
   trl-progrpo train --config run.yaml --num_processes 8
   trl-progrpo sample --model_name_or_path shapes --adapter outputs/shapes-demo
-  trl-progrpo score --images outputs/images --reward_funcs shapes
+  trl-progrpo score --reward pickscore images/*.png --prompt "a red fox"
 
 `trl-progrpo COMMAND --help` tells about each command."""
 

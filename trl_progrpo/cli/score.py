@@ -28,13 +28,19 @@ Record = dict[str, Any]
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parses `argv`, scores, prints the table and writes the file."""
+    """Parses `argv`, scores, prints tables or JSON, and writes the file."""
     args = _parser().parse_args(argv)
     _check(args)
     records = score(args)
-    print_table(records)
+    lines = [json.dumps(_without_nan(record), ensure_ascii=False) for record in records]
+    if args.json:
+        print("\n".join(lines))
+    else:
+        if args.images:
+            print_scores(records)
+        if len(records) > 1:
+            print_table(records)
     if args.output is not None:
-        lines = [json.dumps(_without_nan(record), ensure_ascii=False) for record in records]
         Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
@@ -51,8 +57,9 @@ def score(args: argparse.Namespace) -> list[Record]:
 
     with user_errors():
         runner = RewardRunner(args.reward_funcs)
-    if args.images is not None:
-        files = images_of(args.images, args.prompt_column, (args.prompts or [None])[0])
+    if args.images:
+        prompt = (args.prompts or [None])[0]
+        files = [file for path in args.images for file in images_of(path, args.prompt_column, prompt)]
         return list(_score_files(runner, files, args.batch_size))
     rows = _rows(args)
     prompts = [row[args.prompt_column] for row in rows]
@@ -63,6 +70,21 @@ def score(args: argparse.Namespace) -> list[Record]:
         names = _save(images, source, args.save_images)
         records += _score(runner, prompts, images, columns, args.batch_size, names, source)
     return records
+
+
+def print_scores(records: Sequence[Record], console: Console | None = None) -> None:
+    """The rewards of every image."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from .summary import make_table, with_error
+
+    table = make_table("Images", "in the order given", "image", *records[0]["rewards"])
+    # A shortened path cannot be copied.
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+    for record in records:
+        table.add_row(Text(record["image"]), *(with_error(value, math.nan) for value in record["rewards"].values()))
+    (console or Console(highlight=False)).print(table)
 
 
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
@@ -112,22 +134,31 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="trl-progrpo score",
-        description="Score images with rewards: those of a folder or a .jsonl file, or images of a model and an adapter "
+        description="Score images with rewards: those in files and folders, or images of a model and an adapter "
         "for the prompts of a dataset.",
     )
     parser.add_argument(
-        "--reward_funcs", nargs="+", required=True, metavar="NAME",
-        help="rewards: names or dotted paths such as package.module:function",
+        "--reward", action="append", dest="reward_funcs", metavar="NAME",
+        help="a reward: a name, or a dotted path such as package.module:function; may be given several times",
     )  # fmt: skip
+    parser.add_argument(
+        "--reward_funcs",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="several rewards, as in a training's configuration",
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON per image instead of tables")
     parser.add_argument("--output", metavar="FILE", help=".jsonl file to write, one line per image")
     given = parser.add_argument_group("images that are there")
     given.add_argument(
-        "--images", metavar="PATH",
-        help="folder of images with prompts in metadata.jsonl or in .txt files beside them, or a .jsonl file whose rows name "
-        "an image and a prompt",
+        "images", nargs="*", metavar="IMAGE",
+        help="image files, folders with prompts in metadata.jsonl or in .txt files beside the images, or .jsonl files whose "
+        "rows name an image and a prompt",
     )  # fmt: skip
-    data = parser.add_argument_group("prompts")
-    data.add_argument("--prompts", nargs="+", metavar="TEXT", help="one image each; with --images, one prompt for all")
+    given.add_argument("--prompt", action="append", dest="prompts", metavar="TEXT", help="the prompt of all of them")
+    data = parser.add_argument_group("prompts of images to draw")
+    data.add_argument("--prompts", nargs="+", action="extend", metavar="TEXT", help="one image each")
     data.add_argument("--dataset_name", metavar="DATA", help="'shapes', a file, a folder, or a dataset on the Hub")
     data.add_argument("--dataset_config", metavar="CONFIG", help="configuration of the dataset")
     data.add_argument("--dataset_test_split", default="test", metavar="SPLIT", help="which prompts of the dataset")
@@ -142,13 +173,15 @@ def _parser() -> CommandParser:
 
 def _check(args: argparse.Namespace) -> None:
     check_model_arguments(args)
-    if (args.images is None) == (args.model_name_or_path is None):
-        raise CommandError("give either --images, to score what is there, or --model_name_or_path, to draw images.")
-    if args.images is not None and args.prompts is not None and len(args.prompts) > 1:
+    if not args.reward_funcs:
+        raise CommandError("no reward is named; give one with --reward, such as --reward pickscore.")
+    if bool(args.images) == (args.model_name_or_path is not None):
+        raise CommandError("give either images, to score what is there, or --model_name_or_path, to draw some.")
+    if args.images and args.prompts is not None and len(args.prompts) > 1:
         raise CommandError(
-            f"`--prompts` has {len(args.prompts)} entries; with --images give one for all, or a .jsonl file with prompts."
+            f"`--prompt` has {len(args.prompts)} entries; give one for all images, or a .jsonl file with prompts."
         )
-    if args.images is None and (args.prompts is None) == (args.dataset_name is None):
+    if not args.images and (args.prompts is None) == (args.dataset_name is None):
         raise CommandError("give either --prompts or --dataset_name, so that there is something to draw.")
     if args.eval_samples < 0:
         raise CommandError(f"`--eval_samples` is {args.eval_samples}; give a number of prompts, or 0 for all.")

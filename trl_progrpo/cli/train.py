@@ -226,7 +226,9 @@ def _generate(trainer: ProGRPOTrainer, rows: list[dict[str, Any]]) -> torch.Tens
 
 
 def _evaluate_after(trainer: ProGRPOTrainer) -> dict[str, float]:
-    """The metrics after training, taken from the log if the last step was evaluated."""
+    """The metrics after training, taken from the log if the last step was evaluated and its weights are those kept."""
+    if trainer.args.load_best_model_at_end:
+        return trainer.evaluate()
     for entry in reversed(trainer.state.log_history):
         if "eval_reward" in entry and entry["step"] == trainer.state.global_step:
             return {key: value for key, value in entry.items() if key.startswith("eval_")}

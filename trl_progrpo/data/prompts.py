@@ -19,7 +19,7 @@ RESERVED_COLUMNS = ("prompts", "images", "preview")
 LOOKED_AT = 10_000
 """Prompts of each dataset that are tokenised in advance to warn of those that are too long."""
 
-_CHUNK = 100_000
+_CHUNK = 10_000
 
 
 def as_prompts(data: Any, prompt_column: str, name: str) -> Any:
@@ -128,11 +128,25 @@ def _check_rows(rows: Sequence[Any], name: str) -> None:
 def check_prompt(prompt: Any, where: str, prompt_column: str | None = None) -> None:
     """
     Raises:
-        ValueError: if `prompt` is not a non-empty string; the sentence begins with `where`.
+        ValueError: if `prompt` is not a non-empty string, or is a conversation; the sentence begins with `where`.
     """
-    if not isinstance(prompt, str) or not prompt.strip():
-        column = "" if prompt_column is None else f" in column {prompt_column!r}"
-        raise ValueError(f"{where} has {prompt!r}{column}; every prompt must be a non-empty string.")
+    if isinstance(prompt, str) and prompt.strip():
+        return
+    column = "" if prompt_column is None else f" in column {prompt_column!r}"
+    if _is_conversation(prompt):
+        name = repr(prompt_column or "prompt")
+        raise ValueError(
+            f"{where} has a conversation{column}, but an image model reads one text; keep that of a message, e.g. "
+            f"dataset.map(lambda row: {{{name}: row[{name}][-1]['content']}})."
+        )
+    raise ValueError(f"{where} has {prompt!r}{column}; every prompt must be a non-empty string.")
+
+
+def _is_conversation(prompt: Any) -> bool:
+    """Whether it is a list of messages, as language models are trained on."""
+    return (
+        isinstance(prompt, (list, tuple)) and bool(prompt) and isinstance(prompt[0], Mapping) and "role" in prompt[0]
+    )
 
 
 def _is_text(dataset: Dataset, name: str) -> bool:

@@ -1,0 +1,67 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Arguments of `trl-progrpo train` as a YAML file that gives them again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+
+
+_LEFT_OUT = ("dry_run", "streaming")
+
+
+def resolved_config(*arguments: Any) -> dict[str, Any]:
+    """
+    The keys of a YAML file that gives these dataclasses again: every option of this package, and those of the libraries
+    below it that differ from their defaults. Never a token.
+    """
+    from ..progrpo_config import ProGRPOConfig
+    from .arguments import COMMON
+
+    config: dict[str, Any] = {}
+    for dataclass_ in arguments:
+        ours, standard = set(COMMON), None
+        if isinstance(dataclass_, ProGRPOConfig):
+            ours |= set(ProGRPOConfig.__annotations__)
+            # What a field means when it is left alone is only known to an object of the class.
+            standard = ProGRPOConfig(output_dir=dataclass_.output_dir)
+        for f in fields(dataclass_):
+            value = getattr(dataclass_, f.name, None)
+            if not f.init or f.name in _LEFT_OUT or "token" in f.name or value is None or not _is_plain(value):
+                continue
+            if standard is None or f.name in ours or value != getattr(standard, f.name):
+                config[f.name] = _plain(value)
+    if not config.get("datasets"):
+        config.pop("datasets", None)
+    return config
+
+
+def to_yaml(config: dict[str, Any]) -> str:
+    """Keys in their order, lists of numbers on one line."""
+    import yaml
+
+    return "".join(
+        yaml.safe_dump({key: value}, allow_unicode=True, width=100, sort_keys=False, default_flow_style=flow)
+        for key, value in config.items()
+        for flow in [None if isinstance(value, list) and not any(isinstance(item, dict) for item in value) else False]
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(_plain(value))
+    except TypeError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
+    return value
