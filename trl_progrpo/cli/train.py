@@ -268,7 +268,7 @@ def _report(trainer: ProGRPOTrainer, prompts, images, scores) -> Path | None:
     folder = trainer.args.output_dir
     try:
         record_run(trainer, prompts, images, ["before", "after"], scores)
-        return write_report(folder)
+        return write_report(folder, Path(folder) / "report.html")
     # The run has its results by now, and may still have them to push: a page about it must not cost them.
     except Exception as error:
         print(f"The report could not be written ({error}); try `trl-progrpo report {folder}`.", file=sys.stderr)
