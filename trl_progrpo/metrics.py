@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +110,24 @@ def reward_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     for name, values in zip(names, rollout.rewards_per_func.unbind(1)):
         metrics[f"rewards/{name}/mean"] = values.nanmean().item()
     return metrics
+
+
+def checkpoint_means(log_history: Sequence[Mapping[str, Any]], group: str) -> dict[int, dict[str, float]]:
+    """
+    Means over a run of every logged `{group}/step_{i}/{name}`, as `{i: {name: mean}}` with the steps in order. NaN is left
+    out.
+
+    Args:
+        log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
+        group (`str`): `"prune"` or `"audit"`.
+    """
+    logged: dict[int, dict[str, list[float]]] = {}
+    for entry in log_history:
+        for key, value in entry.items():
+            match = re.fullmatch(rf"{group}/step_(\d+)/(\w+)", key)
+            if match and not math.isnan(value):
+                logged.setdefault(int(match[1]), {}).setdefault(match[2], []).append(value)
+    return {step: {n: math.fsum(v) / len(v) for n, v in names.items()} for step, names in sorted(logged.items())}
 
 
 class MetricsBuffer:

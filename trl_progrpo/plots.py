@@ -165,21 +165,17 @@ def prune_table(
     Means over a run of every `prune/step_{i}/*` metric, one row per checkpoint in order: `step`, `sizes` (or `None`),
     `post_hoc`, `reward_std_before`, `reward_std_after`, `reward_std_random`, `rank_corr`; NaN where nothing was logged.
     """
-    logged: dict[int, dict[str, list[float]]] = {}
-    for entry in log_history:
-        for key, value in entry.items():
-            match = re.fullmatch(r"prune/step_(\d+)/(\w+)", key)
-            if match and not math.isnan(value):
-                logged.setdefault(int(match[1]), {}).setdefault(match[2], []).append(value)
+    from .metrics import checkpoint_means
+
     names = ("reward_std_before", "reward_std_after", "reward_std_random", "rank_corr")
     return [
         {
             "step": step,
             "sizes": (group_sizes or {}).get(step),
             "post_hoc": step == num_inference_steps,
-            **{name: _mean(logged[step].get(name, [])) for name in names},
+            **{name: means.get(name, math.nan) for name in names},
         }
-        for step in sorted(logged)
+        for step, means in checkpoint_means(log_history, "prune").items()
     ]
 
 

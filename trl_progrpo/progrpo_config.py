@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -383,6 +384,18 @@ class ProGRPOConfig(BaseConfig):
         """Micro-batches trained between two rollouts."""
         return self.steps_per_generation * self.num_iterations
 
+    def train_steps(self, stochastic_steps: Sequence[int], rollout_index: int = 0) -> tuple[int, ...]:
+        """The steps that a rollout trains, of those that may carry noise; see [`~windows.window_steps`]."""
+        return window_steps(
+            stochastic_steps,
+            self.sde_window,
+            self.sde_window_size,
+            self.sde_window_start,
+            self.sde_window_interval,
+            rollout_index,
+            self.seed,
+        )
+
     def to_dict(self):
         """As the base class, which hides tokens, and without the token in `model_init_kwargs` as well."""
         values = super().to_dict()
@@ -440,7 +453,7 @@ class ProGRPOConfig(BaseConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; use one of {', '.join(choices)}.")
-        window_steps(range(self.num_inference_steps), self.sde_window, self.sde_window_size, self.sde_window_start)
+        self.train_steps(range(self.num_inference_steps))
         if self.policy is not None:
             POLICIES.get(self.policy)
         PRUNING_RULES.get(self.pruning_rule)

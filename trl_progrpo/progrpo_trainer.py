@@ -73,7 +73,6 @@ from .saving import save_denoiser, save_pipeline
 from .seeds import derive_seed
 from .timing import PhaseTimer
 from .types import Rollout
-from .windows import window_steps
 
 
 EVAL_ROLLOUT = -1
@@ -501,16 +500,8 @@ class ProGRPOTrainer(BaseTrainer):
         self.last_rollout, self.last_prompts = rollout, prompts
 
     def _train_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
-        args = self.args
-        return window_steps(
-            policy.stochastic_steps(self.family.make_schedule(args.num_inference_steps)),
-            args.sde_window,
-            args.sde_window_size,
-            args.sde_window_start,
-            args.sde_window_interval,
-            rollout_index,
-            args.seed,
-        )
+        schedule = self.family.make_schedule(self.args.num_inference_steps)
+        return self.args.train_steps(policy.stochastic_steps(schedule), rollout_index)
 
     def _encode(self, prompts: Sequence[str]):
         return self.prompt_cache(prompts, self.args.negative_prompt)
@@ -673,9 +664,10 @@ class ProGRPOTrainer(BaseTrainer):
 
     def _count_errors(self) -> dict[str, int]:
         """Images that have no score by kind of error, since the last count; none unless errors are skipped."""
-        runners = {id(runner): runner for runner in (self.reward_runner, self.preview_reward_runner) if runner}
-        errors = sum((runner.errors for runner in runners.values()), Counter())
-        for runner in runners.values():
+        errors = Counter()
+        # Often one and the same, which the second time has none left.
+        for runner in (self.reward_runner, self.preview_reward_runner):
+            errors += runner.errors
             runner.errors.clear()
         # Every process tells of every kind, for all gather the same names.
         return {kind: errors[kind] for kind in REWARD_ERROR_KINDS} if self.args.on_reward_error == "skip" else {}

@@ -96,10 +96,10 @@ def prune_schedule(args: ProGRPOConfig) -> PruneSchedule:
 
 def launched_processes(launcher: argparse.Namespace | None) -> int | None:
     """How many processes a launcher would start, if it says so."""
-    if launcher is None or launcher.num_processes is not None:
-        return None if launcher is None else launcher.num_processes
-    if launcher.config_file is None:
+    if launcher is None:
         return None
+    if launcher.num_processes is not None or launcher.config_file is None:
+        return launcher.num_processes
     from accelerate.commands.config.config_args import load_config_from_file
 
     return load_config_from_file(launcher.config_file).num_processes
@@ -182,14 +182,11 @@ def resolve_rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> tuple[
 def resolve_policy(family: Family, args: ProGRPOConfig) -> tuple[Any, tuple[int, ...]]:
     """The policy and the steps that the first rollout trains."""
     from ..progrpo_trainer import ProGRPOTrainer
-    from ..windows import window_steps
 
     if args.eval_num_inference_steps is not None:
         family.make_schedule(args.eval_num_inference_steps)
     policy = ProGRPOTrainer._make_policy(args, type(family))
-    stochastic = policy.stochastic_steps(family.make_schedule(args.num_inference_steps))
-    window = args.sde_window, args.sde_window_size, args.sde_window_start, args.sde_window_interval
-    return policy, window_steps(stochastic, *window, 0, args.seed)
+    return policy, args.train_steps(policy.stochastic_steps(family.make_schedule(args.num_inference_steps)))
 
 
 def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tuple[int, ...]) -> dict[str, Lines]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, user_errors
+from .base import CommandError, quieten_libraries, user_errors
 from .plan_measure import count, measure, rows_of
 from .plan_schedule import calibrate, level_name, noise_levels
 
@@ -31,17 +31,9 @@ ROWS = 8
 
 def run(argv: Sequence[str]) -> int:
     """Parses `argv`, plans and prints."""
-    from .train import read_config
+    from .train import read_run
 
-    flags, config, config_path = read_config(argv)
-    os.environ.update({str(key): str(value) for key, value in config.pop("env", {}).items()})
-    from .base import quieten_libraries
-    from .launch import launch_arguments, split_launch
-
-    parser = _parser()
-    launch_flags, flags, config = split_launch(parser, flags, config, config_path)
-    script_args, model_args, training_args, options = parser.parse(flags, config, config_path)
-    launcher = launch_arguments(launch_flags, [], training_args.use_cpu) if launch_flags else None
+    (script_args, model_args, training_args, options), launcher = read_run(argv, _parser)
     quieten_libraries()
     plan = make_plan(script_args, model_args, training_args, options, launcher)
     if options.json:

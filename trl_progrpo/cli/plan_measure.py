@@ -62,24 +62,14 @@ def measure(
 ) -> tuple[UnitCost | None, list[RecordedGroups]]:
     """Seconds per piece of work, unless they are not wanted, and recorded groups; with the weights loaded."""
     from ..calibration import calibration_config, measure_seconds
-    from ..progrpo_trainer import ProGRPOTrainer
-    from .train import init_kwargs, lora_config
+    from .train import make_trainer
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
         small = calibration_config(training_args, folder, previews=options.calibrate)
-        small.model_init_kwargs = init_kwargs(model_args, training_args)
-        with user_errors():
-            trainer = ProGRPOTrainer(
-                model=model_args.model_name_or_path,
-                reward_funcs=script_args.reward_funcs,
-                args=small,
-                train_dataset=rows,
-                peft_config=lora_config(model_args),
-                preview_reward_funcs=script_args.preview_reward_funcs,
-            )
+        trainer = make_trainer(script_args, model_args, small, rows)
         started = options.calibration_expansions
         started = started or max(training_args.num_expansions, 4 * training_args.num_generations)
         steps = training_args.num_inference_steps

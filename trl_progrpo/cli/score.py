@@ -32,7 +32,9 @@ def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     _check(args)
     records = score(args)
-    lines = [json.dumps(_without_nan(record), ensure_ascii=False) for record in records]
+    from ..report.record import without_nan
+
+    lines = [json.dumps(without_nan(record), ensure_ascii=False) for record in records]
     if args.json:
         print("\n".join(lines))
     else:
@@ -269,9 +271,3 @@ def _save(images: Sequence[Image.Image], source: str, folder: str | None) -> lis
     for image, path in zip(images, paths):
         image.save(path)
     return [str(path) for path in paths]
-
-
-def _without_nan(record: Record) -> Record:
-    """NaN is no JSON."""
-    rewards = {name: None if math.isnan(value) else value for name, value in record["rewards"].items()}
-    return {**record, "rewards": rewards}

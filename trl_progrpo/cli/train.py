@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..progrpo_config import ProGRPOConfig
     from ..progrpo_trainer import ProGRPOTrainer
-    from .arguments import ModelArguments, ScriptArguments
+    from .arguments import ModelArguments, ScriptArguments, TrainParser
 
 
 GRID_PROMPTS = 8
@@ -29,28 +29,52 @@ GRID_PROMPTS = 8
 
 def run(argv: Sequence[str]) -> int:
     """Parses `argv` and trains."""
-    flags, config, config_path = read_config(argv)
-    # Before the heavy imports: variables such as HF_ENDPOINT are read when huggingface_hub is imported.
-    os.environ.update({str(key): str(value) for key, value in config.pop("env", {}).items()})
-    from .arguments import TrainParser
-    from .launch import launch, launch_arguments, split_launch
-
-    parser = TrainParser()
-    launch_flags, flags, config = split_launch(parser, flags, config, config_path)
-    # In a launching process too, where a mistake is told once and not by every process.
-    script_args, model_args, training_args = parser.parse(flags, config, config_path)
-    launcher = None
-    if launch_flags:
-        again = ["train", *(["--config", config_path] if config_path else []), *flags]
-        launcher = launch_arguments(launch_flags, again, training_args.use_cpu)
+    (script_args, model_args, training_args), launcher = read_run(argv, _parser)
     if script_args.dry_run:
         from .dry_run import dry_run
 
         return dry_run(script_args, model_args, training_args, launcher)
     if launcher is not None:
+        from .launch import launch
+
         return launch(launcher)
     train(script_args, model_args, training_args)
     return 0
+
+
+def _parser() -> TrainParser:
+    from .arguments import TrainParser
+
+    return TrainParser()
+
+
+def read_run(
+    argv: Sequence[str], make_parser: Callable[[], TrainParser]
+) -> tuple[tuple[Any, ...], argparse.Namespace | None]:
+    """
+    The dataclasses that flags and YAML file make, and what is to be launched, `None` if this process is to do the work.
+
+    Args:
+        argv (`Sequence[str]`): the command line without the command's name.
+        make_parser (`Callable`): makes the parser; called once the file's `env` is set.
+
+    Raises:
+        CommandError: for a mistake of the user's.
+    """
+    flags, config, config_path = read_config(argv)
+    # Before the heavy imports: variables such as HF_ENDPOINT are read when huggingface_hub is imported.
+    os.environ.update({str(key): str(value) for key, value in config.pop("env", {}).items()})
+    from .launch import launch_arguments, split_launch
+
+    parser = make_parser()
+    launch_flags, flags, config = split_launch(parser, flags, config, config_path)
+    # In a launching process too, where a mistake is told once and not by every process.
+    parsed = parser.parse(flags, config, config_path)
+    if not launch_flags:
+        return parsed, None
+    again = ["train", *(["--config", config_path] if config_path else []), *flags]
+    use_cpu = next(args.use_cpu for args in parsed if hasattr(args, "use_cpu"))
+    return parsed, launch_arguments(launch_flags, again, use_cpu)
 
 
 def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
@@ -137,23 +161,40 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
 
 
 def _build(script_args, model_args, training_args) -> tuple[ProGRPOTrainer, Dataset, Dataset | None]:
-    from ..progrpo_trainer import ProGRPOTrainer
     from .data import load_prompts
 
     train_dataset, eval_dataset = load_prompts(script_args, training_args.prompt_column)
+    trainer = make_trainer(
+        script_args,
+        model_args,
+        training_args,
+        train_dataset,
+        eval_dataset=eval_dataset,
+        eval_reward_funcs=script_args.eval_reward_funcs,
+    )
+    return trainer, train_dataset, eval_dataset
+
+
+def make_trainer(script_args, model_args, training_args, train_dataset, **evaluation: Any) -> ProGRPOTrainer:
+    """
+    The trainer of a run; its weights are loaded.
+
+    Raises:
+        CommandError: for a mistake of the user's.
+    """
+    from ..progrpo_trainer import ProGRPOTrainer
+
     training_args.model_init_kwargs = init_kwargs(model_args, training_args)
     with user_errors():
-        trainer = ProGRPOTrainer(
+        return ProGRPOTrainer(
             model=model_args.model_name_or_path,
             reward_funcs=script_args.reward_funcs,
             args=training_args,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
             peft_config=lora_config(model_args),
-            eval_reward_funcs=script_args.eval_reward_funcs,
             preview_reward_funcs=script_args.preview_reward_funcs,
+            **evaluation,
         )
-    return trainer, train_dataset, eval_dataset
 
 
 def init_kwargs(model_args: ModelArguments, training_args: ProGRPOConfig) -> dict[str, Any] | None:
@@ -237,6 +278,7 @@ def _evaluate_after(trainer: ProGRPOTrainer) -> dict[str, float]:
 
 def _write_results(script_args, trainer, before, after, grid_rows, images) -> dict[str, Path]:
     from .. import plots
+    from ..report.record import without_nan
     from ..validation import validation_scores
 
     args, folder = trainer.args, Path(trainer.args.output_dir)
@@ -244,7 +286,7 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     if after is not None:
         results = {"step": trainer.state.global_step, "before": before, "after": after}
         path = folder / "eval_results.json"
-        path.write_text(json.dumps(_without_nan(results), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(without_nan(results), indent=2) + "\n", encoding="utf-8")
         written["results"] = path
     if not script_args.plot:
         return written
@@ -273,13 +315,6 @@ def _report(trainer: ProGRPOTrainer, prompts, images, scores) -> Path | None:
     except Exception as error:
         print(f"The report could not be written ({error}); try `trl-progrpo report {folder}`.", file=sys.stderr)
         return None
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN is no JSON."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _hub_datasets(script_args: ScriptArguments) -> list[str] | None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
+from ..metrics import checkpoint_means
 from ..timing import phase_seconds
 
 
@@ -110,14 +110,8 @@ def audit_table(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     Means over a run of `audit/step_{i}/*`, what pruning did to the final rewards of whole groups: one row per checkpoint,
     `step`, `rank_corr`, `reward_std_kept`, `reward_std_random`. Empty unless groups were audited.
     """
-    logged: dict[int, dict[str, list[float]]] = {}
-    for entry in log_history:
-        for key, value in entry.items():
-            match = re.fullmatch(r"audit/step_(\d+)/(rank_corr|reward_std_kept|reward_std_random)", key)
-            if match and not math.isnan(value):
-                logged.setdefault(int(match[1]), {}).setdefault(match[2], []).append(value)
     names = ("rank_corr", "reward_std_kept", "reward_std_random")
-    means = {s: {n: math.fsum(v) / len(v) for n, v in values.items()} for s, values in sorted(logged.items())}
+    means = checkpoint_means(log_history, "audit")
     return [{"step": step, **{name: values.get(name, math.nan) for name in names}} for step, values in means.items()]
 
 

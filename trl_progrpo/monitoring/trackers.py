@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..validation import validation_rows, validation_scores
+from ..validation import validation_prompts, validation_rows, validation_scores
 from .group_plots import previews_picture, reward_histogram, survivors_picture
 
 
@@ -95,7 +95,7 @@ class TrackerImagesCallback(TrainerCallback):
         ]
 
     def _draw(self, adapter: bool = True) -> torch.Tensor | None:
-        prompts = [row[self.trainer.args.prompt_column] for row in validation_rows(self.trainer)]
+        prompts = validation_prompts(self.trainer)
         return self.trainer.generate(prompts, adapter=adapter) if prompts else None
 
     def _validation(self, now: torch.Tensor | None) -> dict[str, Image.Image]:

@@ -63,15 +63,11 @@ class LearnedReward:
         dtype: str | torch.dtype = "float32",
         batch_size: int = 32,
     ):
-        if dtype not in DTYPES and dtype not in DTYPES.values():
-            raise ValueError(f"`dtype` of reward `{self.__name__}` is {dtype!r}; use one of {', '.join(DTYPES)}.")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` of reward `{self.__name__}` is {batch_size!r}; use 1 or more.")
         self.model = os.fspath(model)
         self.revision = revision
         self.device = device
-        self.dtype = DTYPES.get(dtype, dtype)
-        self.batch_size = batch_size
+        self.dtype = checked_dtype(dtype, f"reward `{self.__name__}`")
+        self.batch_size = checked_batch_size(batch_size, f"reward `{self.__name__}`")
         self.network: PreTrainedModel | None = None
         self.transform: ImageTransform | None = None
         self.tokenizer: Any = None
@@ -160,6 +156,26 @@ class LearnedReward:
     def _cosine(self, prompts: list[str], images: list[Image.Image]) -> torch.Tensor:
         """Cosine of image and prompt `(B,)`, fp32."""
         return (self._image_features(images) * self._prompt_features(prompts)).sum(-1)
+
+
+def checked_dtype(dtype: str | torch.dtype, owner: str) -> torch.dtype:
+    """
+    Raises:
+        ValueError: if `dtype` is none of [`DTYPES`], nor the name of one; the sentence says that it is `owner`'s.
+    """
+    if dtype not in DTYPES and dtype not in DTYPES.values():
+        raise ValueError(f"`dtype` of {owner} is {dtype!r}; use one of {', '.join(DTYPES)}.")
+    return DTYPES.get(dtype, dtype)
+
+
+def checked_batch_size(batch_size: int, owner: str) -> int:
+    """
+    Raises:
+        ValueError: if `batch_size` is no whole number above 0; the sentence says that it is `owner`'s.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"`batch_size` of {owner} is {batch_size!r}; use 1 or more.")
+    return batch_size
 
 
 def resolve_device(device: str | torch.device | None, reward: str) -> torch.device:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from .detectors import Detection
-from .learned import DTYPES, resolve_device
+from .learned import checked_batch_size, checked_dtype, resolve_device
 from .learned_loading import explained, load_config, load_network, revision_of
 
 
@@ -70,10 +70,6 @@ class TransformersDetector:
                 raise ValueError(f"`{name}` of the detector is {value!r}; use a number from 0 to 1.")
         if "{}" not in template:
             raise ValueError(f"`template` of the detector is {template!r}; put {{}} where the class goes.")
-        if dtype not in DTYPES and dtype not in DTYPES.values():
-            raise ValueError(f"`dtype` of the detector is {dtype!r}; use one of {', '.join(DTYPES)}.")
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` of the detector is {batch_size!r}; use 1 or more.")
         self.model = os.fspath(model)
         self.revision = revision
         self.threshold = threshold
@@ -81,8 +77,8 @@ class TransformersDetector:
         self.template = template
         self.rename = dict(rename or {})
         self.device = device
-        self.dtype = DTYPES.get(dtype, dtype)
-        self.batch_size = batch_size
+        self.dtype = checked_dtype(dtype, "the detector")
+        self.batch_size = checked_batch_size(batch_size, "the detector")
         self.network: PreTrainedModel | None = None
         self.processor: Any = None
         # Tokenizers hold their padding as state, and rewards may be called from threads.
