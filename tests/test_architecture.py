@@ -22,6 +22,7 @@ LAYERS = [
     ["_trl", "adapters", "callbacks", "data", "hub", "memory", "plots", "ranks", "recording"],
     ["progrpo_config", "prompt_cache", "saving", "validation"],
     ["model_card", "monitoring"],
+    ["checkpoints", "evaluation"],
     ["progrpo_trainer", "testing"],
     ["calibration", "report"],
     ["cli"],

@@ -22,45 +22,41 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.training_utils import EMAModel
 from huggingface_hub import CommitInfo
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ._trl import BaseTrainer
 from .adapters import (
-    ADAPTER_FILE,
-    RAW_ADAPTER_FILE,
     adapters_disabled,
     add_adapter,
     check_lora_config,
     default_lora_config,
-    load_adapter,
-    save_adapter,
     trainable_parameters,
 )
-from .advantages import comparable_rows, group_advantages, normalize_multi, weighted_rewards
+from .advantages import comparable_rows, group_advantages, normalize_multi
 from .audit import AuditWatch, audit_metrics, audit_size
 from .callbacks import ProGRPOProgressCallback
+from .checkpoints import check_checkpoint, load_rollout, load_weights, save_rollout, save_weights
 from .data import (
     LOOKED_AT,
     RolloutSampler,
     RolloutStream,
+    as_eval_prompts,
     as_prompts,
-    check_prompts,
-    check_size,
-    check_stream_options,
+    check_datasets,
     collate_rows,
     distinct_prompts,
     is_stream,
     warn_about_long_prompts,
 )
+from .evaluation import held_out_metrics, held_out_scores
 from .families import family_class, load_pipeline, load_preview_decoder
 from .heldout import HackingWatch
 from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
 from .metrics import MetricsBuffer, prune_metrics, reward_metrics
-from .model_card import CardPictures, name_on_hub, portable_values, started_with, write_model_card
+from .model_card import CardPictures, portable_values, started_with, write_model_card
 from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback, check_trackers
 from .policies import POLICIES
 from .progrpo_config import ProGRPOConfig
@@ -69,7 +65,6 @@ from .pruning import PRUNING_RULES
 from .ranks import RankWatch
 from .rewards import REWARD_ERROR_KINDS, RewardFunc, RewardRunner
 from .sampler import ExpandPruneSampler
-from .saving import save_denoiser, save_pipeline
 from .seeds import derive_seed
 from .timing import PhaseTimer
 from .types import Rollout
@@ -192,8 +187,8 @@ class ProGRPOTrainer(BaseTrainer):
             args, preview_reward_funcs, self.reward_runner, **faults
         )
         train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
-        eval_dataset = self._as_eval_prompts(args, eval_dataset)
-        self._check_datasets(args, train_dataset, eval_dataset)
+        eval_dataset = as_eval_prompts(eval_dataset, args.prompt_column)
+        check_datasets(args, train_dataset, eval_dataset)
         if isinstance(peft_config, LoraConfig):
             check_lora_config(peft_config)
         init_kwargs = dict(args.model_init_kwargs or {})
@@ -231,7 +226,7 @@ class ProGRPOTrainer(BaseTrainer):
         # Now, as a config file may hold something else by the time a card is written.
         self.command = started_with()
         self._card_details: dict[str, Any] = {}
-        self._whole_pipelines: set[str] = set()
+        self.whole_pipelines: set[str] = set()
 
         super().__init__(
             model=self.family.denoiser,
@@ -290,29 +285,6 @@ class ProGRPOTrainer(BaseTrainer):
     def pipeline(self) -> DiffusionPipeline:
         """The pipeline whose denoiser is trained, adapter included."""
         return self.family.pipeline
-
-    @staticmethod
-    def _as_eval_prompts(args, eval_dataset):
-        if not isinstance(eval_dataset, dict):
-            return as_prompts(eval_dataset, args.prompt_column, "eval_dataset")
-        return {
-            name: as_prompts(dataset, args.prompt_column, f"eval_dataset[{name!r}]")
-            for name, dataset in eval_dataset.items()
-        }
-
-    @staticmethod
-    def _check_datasets(args, train_dataset, eval_dataset) -> None:
-        if train_dataset is not None:
-            check_prompts(train_dataset, args.prompt_column, "train_dataset")
-            if is_stream(train_dataset):
-                check_stream_options(args.max_steps, args.drop_text_encoders)
-            else:
-                check_size(len(train_dataset), args.prompts_per_rollout * args.world_size)
-        for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
-            if dataset is not None:
-                check_prompts(
-                    dataset, args.prompt_column, f"eval_dataset[{name!r}]" if name else "eval_dataset", streams=False
-                )
 
     @staticmethod
     def _make_preview_runner(args, preview_reward_funcs, reward_runner, **faults) -> RewardRunner:
@@ -392,7 +364,7 @@ class ProGRPOTrainer(BaseTrainer):
             rollout_batch_size=self.args.rollout_batch_size,
             decode_batch_size=self.args.decode_batch_size,
             seed=self.args.seed,
-            on_progress=kwargs.pop("on_progress", self._on_phase),
+            on_progress=kwargs.pop("on_progress", self.on_phase),
             **kwargs,
         )
 
@@ -568,7 +540,7 @@ class ProGRPOTrainer(BaseTrainer):
                     loss = loss / (len(steps) * self.current_gradient_accumulation_steps)
                     self.accelerator.backward(loss)
                 total += loss.detach()
-                self._on_phase("update", s + 1, len(steps))
+                self.on_phase("update", s + 1, len(steps))
         self._micro_steps_since_update += 1
         if self._micro_steps_since_update == self.args.gradient_accumulation_steps:
             self._micro_steps_since_update = 0
@@ -645,7 +617,8 @@ class ProGRPOTrainer(BaseTrainer):
 
     # ---- metrics -----------------------------------------------------------------------------------------------------
 
-    def _on_phase(self, phase: str, done: int, total: int) -> None:
+    def on_phase(self, phase: str, done: int, total: int) -> None:
+        """Tells callbacks what the run is doing, and stops it if another process has failed."""
         self.rank_watch.check()
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "on_phase"):
@@ -693,7 +666,9 @@ class ProGRPOTrainer(BaseTrainer):
         `eval_reward_funcs` included; with `ema_decay` the averaged weights are evaluated, unless `eval_use_ema` is off.
         Warns, once each, of rewards that fell since the evaluation before training and are not trained on.
         """
-        eval_dataset = self.eval_dataset if eval_dataset is None else self._as_eval_prompts(self.args, eval_dataset)
+        eval_dataset = (
+            self.eval_dataset if eval_dataset is None else as_eval_prompts(eval_dataset, self.args.prompt_column)
+        )
         if isinstance(eval_dataset, dict):
             metrics = {}
             for name, dataset in eval_dataset.items():
@@ -703,49 +678,15 @@ class ProGRPOTrainer(BaseTrainer):
             raise ValueError("`eval_dataset` is None; give held-out prompts to evaluate on.")
 
         rows = collate_rows([eval_dataset[i] for i in range(len(eval_dataset))])
-        names, scores = self._evaluation_scores(*self._split_columns(rows))
-        weights = self.reward_runner.weights
-        columns = {"": weighted_rewards(scores[:, : len(weights)], weights).double()}
-        columns.update({f"s/{name}": scores[:, i] for i, name in enumerate(names)})
-        metrics = {f"{metric_key_prefix}_num_prompts": len(scores)}
-        if self.args.on_reward_error == "skip":
-            metrics[f"{metric_key_prefix}_num_failed"] = int(columns[""].isnan().sum())
-        for name, values in columns.items():
-            values = values[~values.isnan()]
-            separator = "_" if name == "" else "/"
-            mean_key = f"{metric_key_prefix}_reward{name}" + ("" if name == "" else "/mean")
-            metrics[mean_key] = values.mean().item()
-            metrics[f"{metric_key_prefix}_reward{name}{separator}stderr"] = _standard_error(values)
+        names, scores = held_out_scores(self, *self._split_columns(rows))
+        count_failed = self.args.on_reward_error == "skip"
+        metrics = held_out_metrics(names, scores, self.reward_runner.weights, metric_key_prefix, count_failed)
         self.log(metrics)
         warning = self._hacking_watch.update(self.state.log_history)
         if warning is not None and self.is_world_process_zero():
             warnings.warn(warning, stacklevel=2)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _evaluation_scores(self, prompts, columns) -> tuple[list[str], torch.Tensor]:
-        """Names and scores `(N, F)` of all prompts; every process samples its share and all get the whole."""
-        runners = [self.reward_runner, *([self.eval_reward_runner] if self.eval_reward_runner else [])]
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        share = -(-len(prompts) // world)
-        # Shares are padded to equal length: every process must make the same number of calls.
-        mine = [min(i, len(prompts) - 1) for i in range(rank * share, (rank + 1) * share)]
-        chunk = self.args.per_device_eval_batch_size
-        parts = []
-        with self.rank_watch.together():
-            for start in range(0, share, chunk):
-                index = mine[start : start + chunk]
-                batch = [prompts[i] for i in index]
-                batch_columns = {name: [values[i] for i in index] for name, values in columns.items()}
-                images = self.generate(batch, first_slot=index[0], ema=self.args.eval_use_ema)
-                parts.append(torch.cat([runner(batch, images, batch_columns) for runner in runners], 1))
-                self._on_phase("evaluate", min(start + chunk, share), share)
-        scores = torch.cat(parts).double().to(self.accelerator.device)
-        scores = self.accelerator.gather(scores)[: len(prompts)].cpu()
-        for runner in runners:
-            # What training counts is of rollouts only.
-            runner.errors.clear()
-        return [name for runner in runners for name in runner.names], scores
 
     def generate(
         self,
@@ -818,24 +759,12 @@ class ProGRPOTrainer(BaseTrainer):
         is_checkpoint = os.path.basename(os.path.abspath(output_dir)).startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         os.makedirs(output_dir, exist_ok=True)
         with self._weights(adapter=True):
-            self._save_weights(output_dir, whole=not is_checkpoint)
+            save_weights(self, output_dir, whole=not is_checkpoint)
         if self.ema is not None:
-            self._save_weights(output_dir, raw=True)
+            save_weights(self, output_dir, raw=True)
         settings = json.dumps(portable_values(json.loads(self.args.to_json_string())), indent=2)
         Path(output_dir, "training_args.json").write_text(redact(settings, [self.args.hub_token]))
         write_model_card(self, output_dir, pictures=not is_checkpoint, **self._card_details)
-
-    def _save_weights(self, output_dir: str, raw: bool = False, whole: bool = False) -> None:
-        if self.use_adapter:
-            weight_name = RAW_ADAPTER_FILE if raw else ADAPTER_FILE
-            save_adapter(self.family, output_dir, weight_name, name_on_hub(self.model_name))
-        elif raw or not whole or output_dir in self._whole_pipelines:
-            # The rest of a pipeline is frozen: once is enough.
-            save_denoiser(self.family, output_dir, "_raw" if raw else "")
-        else:
-            init_kwargs = self.args.model_init_kwargs or {}
-            save_pipeline(self.family, output_dir, self.model_name, self.prompt_cache.dropped, **init_kwargs)
-            self._whole_pipelines.add(output_dir)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """Writes the model card into `output_dir`; what is given here stands on later cards too."""
@@ -900,12 +829,7 @@ class ProGRPOTrainer(BaseTrainer):
         # A checkpoint that falls inside a rollout needs the rollout; at its end the next one is sampled afresh.
         micro_step = self.state.global_step * self.args.gradient_accumulation_steps
         if micro_step % self.args.micro_steps_per_rollout and self.last_rollout is not None:
-            tensors = {name: tensor.contiguous() for name, tensor in self.last_rollout.state_dict().items()}
-            save_file(
-                tensors,
-                os.path.join(folder, f"rollout_{self.accelerator.process_index}.safetensors"),
-                metadata={"rollout_index": str(self.last_rollout.rollout_index)},
-            )
+            save_rollout(self.last_rollout, folder, self.accelerator.process_index)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -920,13 +844,8 @@ class ProGRPOTrainer(BaseTrainer):
         """
         if isinstance(resume_from_checkpoint, os.PathLike):
             resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-        if isinstance(resume_from_checkpoint, str) and not os.path.isfile(
-            os.path.join(resume_from_checkpoint, "trainer_state.json")
-        ):
-            raise ValueError(
-                f"`resume_from_checkpoint` is {resume_from_checkpoint!r}, which is no checkpoint folder (it has no "
-                "trainer_state.json); give a `checkpoint-*` folder or leave it unset."
-            )
+        if isinstance(resume_from_checkpoint, str):
+            check_checkpoint(resume_from_checkpoint)
         # Nothing of an earlier run of this object: its rollouts have the same indices.
         self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, None
         self._micro_steps_since_update = 0
@@ -937,23 +856,8 @@ class ProGRPOTrainer(BaseTrainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        folder, name = resume_from_checkpoint, self.family.denoiser_name
-        raw, parameters = self.ema is not None, trainable_parameters(self.family.denoiser)
-        if raw:
-            self._load_weights(folder, ADAPTER_FILE, name)
-            self.ema.shadow_params = [parameter.detach().clone() for parameter in parameters]
-            with open(os.path.join(folder, "trainer_state.json")) as file:
-                updates = json.load(file)["global_step"] // self.args.ema_update_interval
-            self.ema.optimization_step = updates
-        self._load_weights(folder, RAW_ADAPTER_FILE if raw else ADAPTER_FILE, f"{name}_raw" if raw else name)
-        self._resumed_from = folder
-
-    def _load_weights(self, folder: str, adapter_file: str, denoiser_folder: str) -> None:
-        if self.use_adapter:
-            load_adapter(self.family, os.path.join(folder, adapter_file))
-        else:
-            loaded = type(self.family.denoiser).from_pretrained(os.path.join(folder, denoiser_folder))
-            self.family.denoiser.load_state_dict(loaded.state_dict())
+        load_weights(self, resume_from_checkpoint)
+        self._resumed_from = resume_from_checkpoint
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
@@ -964,12 +868,11 @@ class ProGRPOTrainer(BaseTrainer):
         """The rollout that a checkpoint was saved in the middle of, or `None`."""
         if self._resumed_from is None:
             return None
-        path = os.path.join(self._resumed_from, f"rollout_{self.accelerator.process_index}.safetensors")
+        tensors = load_rollout(self._resumed_from, self.accelerator.process_index)
         self._resumed_from = None
-        if not os.path.isfile(path):
+        if tensors is None:
             return None
         device, prompts = self.accelerator.device, self._split_columns(inputs)[0]
-        tensors = load_file(path)
         tensors["latents"] = tensors["latents"].to(device)
         schedule = self.family.make_schedule(self.args.num_inference_steps)
         return Rollout(
@@ -980,7 +883,3 @@ class ProGRPOTrainer(BaseTrainer):
             rollout_index=rollout_index,
             first_slot=self.accelerator.process_index * len(prompts),
         )
-
-
-def _standard_error(values: torch.Tensor) -> float:
-    return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan

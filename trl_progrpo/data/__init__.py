@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """From a dataset to the prompts of a rollout."""
 
+from .checks import as_eval_prompts, check_datasets
 from .order import RolloutSampler, RolloutStream, check_size, collate_rows
 from .prompts import (
     LOOKED_AT,
@@ -21,8 +22,10 @@ __all__ = [
     "RESERVED_COLUMNS",
     "RolloutSampler",
     "RolloutStream",
+    "as_eval_prompts",
     "as_prompts",
     "blank_texts",
+    "check_datasets",
     "check_prompt",
     "check_prompts",
     "check_size",

@@ -81,7 +81,7 @@ class TrackerImagesCallback(TrainerCallback):
         trackers = self._trackers() if due else []
         if not trackers:
             return
-        self.trainer._on_phase("images", 0, 0)
+        self.trainer.on_phase("images", 0, 0)
         # Every process draws: sharded weights take all of them.
         if self._before is None and self.trainer.use_adapter:
             self._before = self._draw(adapter=False)

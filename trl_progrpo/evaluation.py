@@ -1,0 +1,76 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Held-out scores: one image per prompt, shared out among processes, and what is logged of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .advantages import weighted_rewards
+
+
+if TYPE_CHECKING:
+    from .progrpo_trainer import ProGRPOTrainer
+
+
+def held_out_scores(
+    trainer: ProGRPOTrainer, prompts: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> tuple[list[str], torch.Tensor]:
+    """
+    Names and scores `(N, F)`, float64 on the CPU, of one noise-free image per prompt: the rewards that are trained on, then
+    those that are only watched. Every process samples its share and all get the whole.
+    """
+    args, accelerator = trainer.args, trainer.accelerator
+    runners = [trainer.reward_runner, *([trainer.eval_reward_runner] if trainer.eval_reward_runner else [])]
+    share = -(-len(prompts) // accelerator.num_processes)
+    first = accelerator.process_index * share
+    # Shares are padded to equal length: every process must make the same number of calls.
+    mine = [min(i, len(prompts) - 1) for i in range(first, first + share)]
+    parts = []
+    with trainer.rank_watch.together():
+        for start in range(0, share, args.per_device_eval_batch_size):
+            index = mine[start : start + args.per_device_eval_batch_size]
+            batch = [prompts[i] for i in index]
+            batch_columns = {name: [values[i] for i in index] for name, values in columns.items()}
+            images = trainer.generate(batch, first_slot=index[0], ema=args.eval_use_ema)
+            parts.append(torch.cat([runner(batch, images, batch_columns) for runner in runners], 1))
+            trainer.on_phase("evaluate", start + len(index), share)
+    scores = torch.cat(parts).double().to(accelerator.device)
+    scores = accelerator.gather(scores)[: len(prompts)].cpu()
+    for runner in runners:
+        # What training counts is of rollouts only.
+        runner.errors.clear()
+    return [name for runner in runners for name in runner.names], scores
+
+
+def held_out_metrics(
+    names: Sequence[str], scores: torch.Tensor, weights: torch.Tensor, prefix: str = "eval", count_failed: bool = False
+) -> dict[str, float]:
+    """
+    What is logged of scores `(N, F)`: their number, and mean and standard error over prompts of every function and of the
+    weighted sum of the first `len(weights)`.
+
+    Args:
+        names (`Sequence[str]` of length `F`): of the functions.
+        scores (`torch.Tensor` of shape `(N, F)`): NaN where a function has no score.
+        weights (`torch.Tensor`): of the functions that are trained on.
+        prefix (`str`, *optional*, defaults to `"eval"`): what metric names begin with.
+        count_failed (`bool`, *optional*, defaults to `False`): whether to tell how many prompts have no score.
+    """
+    total = weighted_rewards(scores[:, : len(weights)], weights).double()
+    metrics = {f"{prefix}_num_prompts": len(scores)}
+    if count_failed:
+        metrics[f"{prefix}_num_failed"] = int(total.isnan().sum())
+    metrics[f"{prefix}_reward"], metrics[f"{prefix}_reward_stderr"] = _mean_and_error(total)
+    for name, column in zip(names, scores.unbind(1)):
+        metrics[f"{prefix}_rewards/{name}/mean"], metrics[f"{prefix}_rewards/{name}/stderr"] = _mean_and_error(column)
+    return metrics
+
+
+def _mean_and_error(values: torch.Tensor) -> tuple[float, float]:
+    values = values[~values.isnan()]
+    error = (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
+    return values.mean().item(), error
