@@ -4,7 +4,7 @@ Does a schedule that is chosen by measurement beat the paper's fixed one? Spread
 
 ```
 python examples/benchmarks/schedule.py
-python examples/benchmarks/schedule.py --groups 4 --seeds 0    # small: only shows that the script works
+python examples/benchmarks/schedule.py --groups 2 --seeds 0 --calibration_seconds 1    # small: only shows that it works
 ```
 
 For each seed, groups of 48 are recorded with previews at every step, and seconds per piece of work are measured. A schedule is
