@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -64,6 +66,15 @@ class AuditWatch:
         self._gains: list[float] = []
         self._correlations: list[float] = []
         self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: a resumed run tells what an uninterrupted one would."""
+        return {"gains": self._gains, "correlations": self._correlations, "warned": self._warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from [`~AuditWatch.state_dict`]."""
+        self._gains, self._correlations = list(state["gains"]), list(state["correlations"])
+        self._warned = state["warned"]
 
     def update(self, rollout: Rollout) -> str | None:
         """The warning, if this rollout's audit is the one that justifies it."""

@@ -1,35 +1,123 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint holds beyond transformers' own files: trained weights, their average, and a rollout in progress."""
+"""
+What a checkpoint holds beyond transformers' own files: trained weights, their average, a rollout in progress, and what each
+process has gathered since the last log; and how all processes together write one and find one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .adapters import ADAPTER_FILE, RAW_ADAPTER_FILE, load_adapter, save_adapter, trainable_parameters
+from .checkpoint_folders import (
+    STAGING,
+    STATE_FILE,
+    check_checkpoint,
+    clear_leftovers,
+    delete_old,
+    newest_checkpoint,
+    publish,
+)
 from .model_card import name_on_hub
 from .saving import save_denoiser, save_pipeline
 from .types import Rollout
 
 
 if TYPE_CHECKING:
+    from .progrpo_config import ProGRPOConfig
     from .progrpo_trainer import ProGRPOTrainer
+    from .rewards import RewardRunner
 
 
-def check_checkpoint(folder: str) -> None:
+def save_checkpoint(trainer: ProGRPOTrainer, write: Callable[[], None], output_dir: str) -> None:
+    """
+    Writes `checkpoint-{step}`: all processes write beside its place, and when all have, it is moved there.
+
+    Args:
+        trainer ([`ProGRPOTrainer`]): the run; every process must call it.
+        write (`Callable`): has the base class write its files, into `output_dir` as `trainer._staging` tells it.
+        output_dir (`str`): where the checkpoint is to be.
+    """
+    args, state, name = trainer.args, trainer.state, f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    staged, place = os.path.join(output_dir, STAGING, name), os.path.join(output_dir, name)
+    with trainer.rank_watch.together():
+        if args.should_save:
+            clear_leftovers(output_dir)
+    with trainer.rank_watch.together():
+        trainer._staging = os.path.join(output_dir, STAGING)
+        try:
+            write()
+        finally:
+            trainer._staging = None
+        _write_own(trainer, staged)
+        if state.best_model_checkpoint == staged:
+            state.best_model_checkpoint = place
+            if args.should_save:
+                # Once more, for it is to name the place.
+                state.save_to_json(os.path.join(staged, STATE_FILE))
+    with trainer.rank_watch.together():
+        if args.should_save:
+            check_shared(staged, args)
+            publish(output_dir, name, args.world_size, rollout_index=trainer._position[0])
+    if args.push_to_hub:
+        trainer._push_from_checkpoint(place)
+    with trainer.rank_watch.together():
+        if args.should_save:
+            delete_old(output_dir, args.save_total_limit, state.best_model_checkpoint)
+
+
+def check_shared(folder: str, args: ProGRPOConfig) -> None:
     """
     Raises:
-        ValueError: if `folder` is no checkpoint.
+        ValueError: if a process wrote its part of a checkpoint elsewhere, on the disk of another machine.
     """
-    if not os.path.isfile(os.path.join(folder, "trainer_state.json")):
+    lost = [rank for rank in range(args.world_size) if not os.path.isfile(_run_state_file(folder, rank))]
+    if lost and not args.save_on_each_node:
         raise ValueError(
-            f"`resume_from_checkpoint` is {folder!r}, which is no checkpoint folder (it has no trainer_state.json); give a "
-            "`checkpoint-*` folder or leave it unset."
+            f"`output_dir` is {args.output_dir!r}, where process {lost[0]} of {args.world_size} writes to another disk than the "
+            "first one; put it on storage that all machines share, or set `save_on_each_node`."
         )
+
+
+def _write_own(trainer: ProGRPOTrainer, folder: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    save_run_state(trainer, folder)
+    # A checkpoint that falls inside a rollout needs the rollout; at its end the next one is sampled afresh.
+    if trainer._position[1] and trainer.last_rollout is not None:
+        save_rollout(trainer.last_rollout, folder, trainer.accelerator.process_index)
+
+
+def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | bool | None) -> str | None:
+    """
+    The folder that `resume_from_checkpoint` means, after removing what a killed run left in the output folder.
+
+    Raises:
+        ValueError: as [`~checkpoint_folders.check_checkpoint`], or if the newest is asked for and there is none.
+    """
+    output_dir = trainer.args.output_dir
+    with trainer.rank_watch.together():
+        if trainer.args.should_save:
+            clear_leftovers(output_dir)
+    if asked is None or asked is False:
+        return None
+    folder = newest_checkpoint(output_dir) if asked is True else os.fspath(asked)
+    if folder is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` is True, but `output_dir` {output_dir!r} has no checkpoint; leave it unset to start "
+            "afresh."
+        )
+    with trainer.rank_watch.together():
+        check_checkpoint(folder, trainer.args)
+    return folder
 
 
 def save_weights(trainer: ProGRPOTrainer, folder: str, raw: bool = False, whole: bool = False) -> None:
@@ -62,7 +150,7 @@ def load_weights(trainer: ProGRPOTrainer, folder: str) -> None:
         return
     _load(trainer, folder, ADAPTER_FILE, name)
     ema.shadow_params = [parameter.detach().clone() for parameter in trainable_parameters(family.denoiser)]
-    with open(os.path.join(folder, "trainer_state.json")) as file:
+    with open(os.path.join(folder, STATE_FILE)) as file:
         ema.optimization_step = json.load(file)["global_step"] // trainer.args.ema_update_interval
     _load(trainer, folder, RAW_ADAPTER_FILE, f"{name}_raw")
 
@@ -90,3 +178,42 @@ def load_rollout(folder: str, rank: int) -> dict[str, torch.Tensor] | None:
 
 def _rollout_file(folder: str, rank: int) -> str:
     return os.path.join(folder, f"rollout_{rank}.safetensors")
+
+
+def save_run_state(trainer: ProGRPOTrainer, folder: str) -> None:
+    """Writes what this process has gathered since the last log, and what its watches know."""
+    state = {
+        "loss": trainer._tr_loss.item(),
+        "last_logged_step": trainer._globalstep_last_logged,
+        "reward_errors": [dict(runner.errors) for runner in _runners(trainer)],
+        **{name: watch.state_dict() for name, watch in _watches(trainer).items()},
+    }
+    path = _run_state_file(folder, trainer.accelerator.process_index)
+    Path(path).write_text(json.dumps(state), encoding="utf-8")
+
+
+def load_run_state(trainer: ProGRPOTrainer, folder: str) -> None:
+    """Reads what [`save_run_state`] wrote; to be called when the loop has begun, which starts from zero."""
+    path = _run_state_file(folder, trainer.accelerator.process_index)
+    state: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    for name, watch in _watches(trainer).items():
+        watch.load_state_dict(state[name])
+    for runner, errors in zip(_runners(trainer), state["reward_errors"]):
+        runner.errors = Counter(errors)
+    trainer._globalstep_last_logged = state["last_logged_step"]
+    trainer._tr_loss += state["loss"]
+    # The summary of the run is over the steps of this call alone.
+    trainer._total_loss_scalar -= state["loss"]
+
+
+def _run_state_file(folder: str, rank: int) -> str:
+    return os.path.join(folder, f"run_state_{rank}.json")
+
+
+def _watches(trainer: ProGRPOTrainer) -> dict[str, Any]:
+    """What has a state of a few numbers, by the name it is kept under."""
+    return {"metrics": trainer._metrics, "audit": trainer._audit_watch, "held_out": trainer._hacking_watch}
+
+
+def _runners(trainer: ProGRPOTrainer) -> list[RewardRunner]:
+    return [trainer.reward_runner, trainer.preview_reward_runner]

@@ -48,6 +48,14 @@ class HackingWatch:
         self.trained = set(trained)
         self._told: set[str] = set()
 
+    def state_dict(self) -> list[str]:
+        """For a checkpoint: what was told is not told again."""
+        return sorted(self._told)
+
+    def load_state_dict(self, state: Iterable[str]) -> None:
+        """Goes on from [`~HackingWatch.state_dict`]."""
+        self._told = set(state)
+
     def update(self, log_history: Sequence[Mapping[str, Any]]) -> str | None:
         """The warning, if the last evaluations are the ones that justify it."""
         fallen = [

@@ -1,0 +1,188 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""
+How checkpoints come and go: written beside their place and moved there when they are whole, looked through before they are
+loaded, moved away before they are deleted. Whenever a process is killed, what is called `checkpoint-*` is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from . import __version__
+from .manifest import MANIFEST, Damaged, check_files, read_manifest, sync_directory, write_manifest
+
+
+if TYPE_CHECKING:
+    from .progrpo_config import ProGRPOConfig
+
+
+STAGING = ".saving"
+"""Folder in the output folder where a checkpoint is written; what is found in it at a start was left by a killed process."""
+
+STATE_FILE = "trainer_state.json"
+
+ORDER = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_generations",
+    "num_iterations", "seed", "data_seed",
+)  # fmt: skip
+"""Settings that fix which prompts and which noise a step has; in the middle of a run they cannot change."""
+
+_ROLLOUT = re.compile(r"rollout_\d+\.safetensors")
+
+
+def clear_leftovers(output_dir: str) -> None:
+    """Removes what a killed process left, after putting back a checkpoint that it was about to replace."""
+    _put_back(output_dir)
+    shutil.rmtree(Path(output_dir, STAGING), ignore_errors=True)
+
+
+def _put_back(output_dir: str) -> None:
+    for replaced in sorted(Path(output_dir, STAGING).glob("replaced/*")):
+        try:
+            os.rename(replaced, Path(output_dir, replaced.name))
+        # Its place is taken by the new one, or another process was faster.
+        except OSError:
+            continue
+
+
+def publish(output_dir: str, name: str, world_size: int, **facts: Any) -> None:
+    """
+    Moves a checkpoint that was written to [`STAGING`] into its place, with a manifest.
+
+    Args:
+        output_dir (`str`): the output folder.
+        name (`str`): of the checkpoint.
+        world_size (`int`): processes of the run.
+        facts: for the manifest.
+    """
+    staged, place = Path(output_dir, STAGING, name), Path(output_dir, name)
+    write_manifest(staged, trl_progrpo=__version__, world_size=world_size, **facts)
+    if place.exists():
+        replaced = staged.parent / "replaced"
+        replaced.mkdir(exist_ok=True)
+        os.rename(place, replaced / name)
+    os.rename(staged, place)
+    sync_directory(output_dir)
+    shutil.rmtree(staged.parent, ignore_errors=True)
+
+
+def delete_old(output_dir: str, limit: int | None, best: str | None) -> None:
+    """
+    Leaves the newest `limit` checkpoints, the very newest and the best among them; as
+    [`~transformers.trainer_utils.rotate_checkpoints`], but a checkpoint is gone at once or not at all.
+
+    Args:
+        output_dir (`str`): the output folder.
+        limit (`int`, *optional*): all stay when unset.
+        best (`str`, *optional*): folder of the best checkpoint.
+    """
+    if limit is None:
+        return
+    checkpoints = sort_checkpoints(output_dir, use_mtime=True, best_model_checkpoint=best)
+    protected = {*checkpoints[-1:], *([str(Path(best))] if best is not None else [])}
+    for folder in checkpoints[: -max(limit, len(protected & set(checkpoints)))]:
+        deleted = Path(output_dir, STAGING, "deleted")
+        deleted.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, deleted / Path(folder).name)
+    shutil.rmtree(Path(output_dir, STAGING), ignore_errors=True)
+
+
+def newest_checkpoint(output_dir: str) -> str | None:
+    """
+    The checkpoint of the most steps, or `None`; whether it is whole is for [`check_checkpoint`] to say.
+
+    Args:
+        output_dir (`str`): the output folder of a run that is not going on.
+    """
+    _put_back(output_dir)
+    return next(_newest_first(output_dir), None)
+
+
+def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
+    """
+    Args:
+        folder (`str`): what is to be resumed from.
+        args ([`ProGRPOConfig`]): of the run that is to go on.
+
+    Raises:
+        ValueError: if `folder` is no checkpoint, is damaged, or belongs to a run of other processes or order of prompts;
+            names the newest checkpoint beside it that is whole.
+    """
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in (STATE_FILE, MANIFEST)):
+        raise ValueError(
+            f"`resume_from_checkpoint` is {folder!r}, which is no checkpoint folder (it has no {STATE_FILE}); give a "
+            "`checkpoint-*` folder or leave it unset."
+        )
+    try:
+        manifest, lost = _look_through(folder)
+    except Damaged as error:
+        good = _newest_whole(folder)
+        cure = f"use {good!r}, the newest that is whole" if good else "no other beside it is whole, so start afresh"
+        raise ValueError(f"`resume_from_checkpoint` is {folder!r}, which {error}; {cure}.") from error
+    then = manifest.get("world_size")
+    if then != args.world_size:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {folder!r}, saved with {then} process{'' if then == 1 else 'es'}, while this run has "
+            f"{args.world_size}; use as many as then, for they fix which prompts a step has."
+        )
+    _check_order(folder, args)
+    if lost:
+        warnings.warn(
+            f"{folder!r} lacks the rollout it was saved in, as those on the Hub do: it is sampled again, with the weights as "
+            "they are, so the run will not be bit for bit what it would have been.",
+            stacklevel=3,
+        )
+
+
+def _look_through(folder: str) -> tuple[dict[str, Any], bool]:
+    """The manifest of a whole checkpoint, and whether it came without its rollout."""
+    manifest = read_manifest(folder)
+    rollouts = frozenset(name for name in manifest["files"] if _ROLLOUT.fullmatch(name))
+    lost = bool(rollouts) and not any(Path(folder, name).is_file() for name in rollouts)
+    check_files(folder, manifest, may_lack=rollouts if lost else frozenset())
+    return manifest, lost
+
+
+def _check_order(folder: str, args: ProGRPOConfig) -> None:
+    saved = json.loads(Path(folder, "training_args.json").read_text(encoding="utf-8"))
+    if saved.get("save_only_model"):
+        raise ValueError(
+            f"`resume_from_checkpoint` is {folder!r}, saved with `save_only_model`, so it has no optimiser to go on with; start "
+            "a new run, or save without it."
+        )
+    for name in ORDER:
+        then, now = saved.get(name), getattr(args, name)
+        if name in saved and then != now:
+            raise ValueError(
+                f"`{name}` is {now}, but {then} in the run that saved {folder!r}; use that again, for it fixes which prompts "
+                "a step has."
+            )
+
+
+def _newest_whole(folder: str) -> str | None:
+    folder = os.path.normpath(folder)
+    for other in _newest_first(os.path.dirname(folder) or "."):
+        if other != folder:
+            try:
+                _look_through(other)
+            except Damaged:
+                continue
+            return other
+    return None
+
+
+def _newest_first(output_dir: str) -> Iterator[str]:
+    names = os.listdir(output_dir) if os.path.isdir(output_dir) else []
+    steps = {name: re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name) for name in names}
+    for name in sorted((name for name in names if steps[name]), key=lambda name: -int(steps[name][1])):
+        if os.path.isdir(os.path.join(output_dir, name)):
+            yield os.path.normpath(os.path.join(output_dir, name))
