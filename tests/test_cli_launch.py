@@ -130,7 +130,7 @@ class TestLaunchArguments:
         named = launch_arguments(["--num_processes", "2", "--accelerate_config", "zero2"], [])
         assert named.config_file.endswith("zero2.yaml")
         assert os.path.isfile(named.config_file)
-        (tmp_path / "mine.yaml").write_text("num_processes: 2\n")
+        (tmp_path / "mine.yaml").write_text("distributed_type: 'NO'\nnum_processes: 2\n")
         path = str(tmp_path / "mine.yaml")
         assert launch_arguments([f"--accelerate_config={path}"], []).config_file == path
 

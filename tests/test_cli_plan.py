@@ -129,27 +129,6 @@ def test_without_a_tokenizer_only_flops_are_missing(capsys, pipeline_path, promp
     assert "is not said" in plan["verdict"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "parts"),
-    [
-        (["--calibration_seconds", "0"], ["`--calibration_seconds` is 0", "--no_time"]),
-        (["--reward_funcs", "shaeps", "--no_time"], ["'shaeps'"]),
-        (["--preview_decoder", "./nowhere", "--no_time"], ["`preview_decoder` './nowhere'"]),
-        (["--calibrate", "--calibration_expansions", "20", "--no_time"], ["is 20, below `num_expansions` 48"]),
-        (["--calibrate", "--noise_levels", "-1", "--no_time"], ["`--noise_levels` is [-1.0]", "above 0"]),
-        (["--no_tiem"], ["unknown flag --no_tiem", "--no_time"]),
-    ],
-)
-def test_mistakes_are_one_sentence(argv, parts, capsys, tmp_path):
-    assert main(["plan", "--config", str(DEMO), "--output_dir", str(tmp_path), *argv]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = [line for line in err.splitlines() if line.strip() and "Generating" not in line]
-    assert len(lines) == 1, err
-    for part in ["trl-progrpo plan: error:", *parts]:
-        assert part in lines[0]
-
-
 def test_help_comes_first_with_its_own_options():
     text = PlanParser().format_help()
     assert text.index("\n  --no_time") < text.index("\n  --model_name_or_path")

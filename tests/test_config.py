@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from bad_inputs import CONFIGURATIONS
 from datasets import Dataset
 from peft import LoraConfig
 
@@ -92,52 +93,19 @@ class TestDefaults:
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "expected"),
-    [
-        ({"num_generations": 1, "num_expansions": 4}, ("`num_generations` is 1", "at least 2")),
-        ({"num_generations": 0}, ("`num_generations` is 0",)),
-        ({"num_expansions": 3}, ("`num_expansions` is 3, below `num_generations` 4",)),
-        ({"prune_steps": [4]}, ("`prune_steps` holds 4", "0 to 3")),
-        ({"prune_steps": [-1]}, ("`prune_steps` holds -1", "0 to 3")),
-        ({"prune_steps": [2, 1], "prune_sizes": [5, 4]}, ("`prune_steps` is [2, 1]", "[1, 2]")),
-        ({"prune_steps": [1, 1], "prune_sizes": [5, 4]}, ("`prune_steps` is [1, 1]",)),
-        ({"prune_steps": [1, 2], "prune_sizes": [4, 5]}, ("`prune_sizes` is [4, 5]", "5 is not below 4")),
-        ({"prune_steps": [1, 2], "prune_sizes": [4, 4]}, ("`prune_sizes` is [4, 4]",)),
-        ({"prune_sizes": [6]}, ("`prune_sizes` is [6] after `num_expansions` 6",)),
-        ({"prune_sizes": [8]}, ("`prune_sizes` is [8] after `num_expansions` 6",)),
-        ({"prune_sizes": [3]}, ("`prune_sizes` ends at 3, below `num_generations` 4",)),
-        ({"prune_sizes": [5, 4]}, ("`prune_steps` has 1 entries and `prune_sizes` 2",)),
-        ({"prune_sizes": None}, ("`prune_steps` has 1 entries and `prune_sizes` 0",)),
-        ({"beta": -0.1}, ("`beta` is -0.1",)),
-        ({"beta": float("nan")}, ("`beta` is nan",)),
-        ({"epsilon": 0.0}, ("`epsilon` is 0.0",)),
-        ({"epsilon_high": -1.0}, ("`epsilon_high` is -1.0",)),
-        ({"noise_level": 0.0}, ("`noise_level` is 0.0",)),
-        ({"noise_level": float("inf")}, ("`noise_level` is inf",)),
-        ({"eta": 0.0}, ("`eta` is 0.0",)),
-        ({"eta": 1.5}, ("`eta` is 1.5",)),
-        ({"adv_clip_max": 0.0}, ("`adv_clip_max` is 0.0",)),
-        ({"learning_rate": -1.0}, ("`learning_rate` is -1.0",)),
-        ({"guidance_scale": 0.5}, ("`guidance_scale` is 0.5",)),
-        ({"num_inference_steps": 0}, ("`num_inference_steps` is 0",)),
-        ({"num_iterations": 0}, ("`num_iterations` is 0",)),
-        ({"rollout_batch_size": 0}, ("`rollout_batch_size` is 0",)),
-        ({"ema_decay": 1.0}, ("`ema_decay` is 1.0",)),
-        ({"step_weighting": float("nan")}, ("`step_weighting` is nan",)),
-        ({"scale_rewards": "groups"}, ("`scale_rewards` is 'groups'", "group, batch, none")),
-        ({"log_prob_reduction": "max"}, ("`log_prob_reduction` is 'max'", "mean, sum")),
-        ({"policy": "flow_sd"}, ("unknown policy 'flow_sd'", "'flow_sde'")),
-        ({"pruning_rule": "ofv"}, ("unknown pruning rule 'ofv'", "'ovf'")),
-        ({"per_device_train_batch_size": 3}, ("`per_device_train_batch_size` 3", "6 trajectories", "`num_generations` 4")),
-        ({"steps_per_generation": 3}, ("`steps_per_generation` is 3", "`gradient_accumulation_steps` 2")),
-        ({"remove_unused_columns": True}, ("`remove_unused_columns` is True",)),
-        ({"label_smoothing_factor": 0.1}, ("`label_smoothing_factor` is 0.1",)),
-        ({"neftune_noise_alpha": 5.0}, ("`neftune_noise_alpha` is 5.0",)),
-        ({"use_liger_kernel": True}, ("`use_liger_kernel` is True",)),
-        ({"auto_find_batch_size": True}, ("`auto_find_batch_size` is True",)),
-    ],
-    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
-)  # fmt: skip
+    ("fraction", "trained"), [(1.0, range(6)), (0.6, range(4)), (0.5, range(3)), (0.01, range(1)), (1 / 3, range(2))]
+)
+def test_a_share_of_the_noisy_steps_is_trained(make_config, fraction, trained):
+    config = make_config(
+        num_inference_steps=10, sde_window="fixed", sde_window_size=6, train_timestep_fraction=fraction
+    )
+    assert config.noise_steps(range(9)) == tuple(range(6))
+    assert config.train_steps(range(9)) == tuple(trained)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"), CONFIGURATIONS, ids=lambda value: ",".join(value) if isinstance(value, dict) else ""
+)
 def test_a_bad_value_is_refused(make_config, kwargs, expected):
     with pytest.raises(ValueError) as error:
         make_config(**kwargs)

@@ -167,7 +167,7 @@ class TestInterface:
         (tmp_path / "raw.safetensors").write_bytes(files[f"last-checkpoint/{RAW_ADAPTER_FILE}"])
         pushed = load_file(tmp_path / "raw.safetensors")
         trainer = make_trainer(
-            model=pipeline_path, gradient_accumulation_steps=1, steps_per_generation=2, max_steps=4, ema_decay=0.5,
+            model=pipeline_path, gradient_accumulation_steps=1, steps_per_generation=2, max_steps=4, ema_decay=0.5, seed=42,
             num_expansions=None, prune_steps=None, prune_sizes=None,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(tmp_path / "last-checkpoint"))

@@ -123,6 +123,22 @@ class TestShapes:
         euler = noise + (rollout.schedule.sigma(1) - rollout.schedule.sigma(0)) * output
         torch.testing.assert_close(rollout.latents[:, 0], euler, rtol=0, atol=1e-6)
 
+    def test_steps_may_carry_noise_and_not_be_trained(self, make_sampler):
+        whole, part = (
+            run(make_sampler(), train_steps=range(4)),
+            run(make_sampler(), train_steps=(0, 1), noise_steps=range(4)),
+        )
+        assert part.step_indices == (0, 1)
+        assert torch.equal(part.images, whole.images)
+        assert torch.equal(part.latents, whole.latents[:, :3])
+        assert torch.equal(part.log_probs, whole.log_probs[:, :2])
+        with pytest.raises(
+            ValueError, match=r"`train_steps` is \[0, 1\] and `noise_steps` \[1, 2\]; .*must carry noise"
+        ):
+            run(make_sampler(), train_steps=(0, 1), noise_steps=(1, 2))
+        with pytest.raises(ValueError, match=r"`noise_steps` is .*only steps \[0, 1, 2, 3\] carry noise"):
+            run(make_sampler(), train_steps=(0, 1), noise_steps=(0, 1, 4))
+
     @pytest.mark.parametrize("steps", [(4,), (0, 1, 7)])
     def test_steps_without_noise_cannot_be_trained(self, make_sampler, steps):
         with pytest.raises(ValueError, match=r"`train_steps` is .*only steps \[0, 1, 2, 3\] carry noise"):

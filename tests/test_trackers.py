@@ -195,7 +195,7 @@ class TestWandb:
 
 class TestCheck:
     def test_of_names_and_packages(self, make_trainer, monkeypatch):
-        check_trackers(["wandb", "tensorboard", "mlflow"])
+        check_trackers(["wandb", "tensorboard"])
         with pytest.raises(ValueError, match=r"`report_to` is 'wnadb'; use none, or some of .*wandb"):
             make_trainer(report_to="wnadb")
         monkeypatch.setitem(PACKAGES, "wandb", ("no_such_package",))

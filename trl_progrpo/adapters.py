@@ -36,9 +36,11 @@ def default_lora_config(family: Family) -> LoraConfig:
 def check_lora_config(config: LoraConfig) -> None:
     """
     Raises:
-        ValueError: if the config has dropout: rollout and update would be different policies.
+        ValueError: if the rank is none, or the config has dropout: rollout and update would be different policies.
     """
-    if config.lora_dropout > 0:
+    if config.r < 1:
+        raise ValueError(f"`r` of the LoRA is {config.r}; use at least 1.")
+    if config.lora_dropout != 0:
         raise ValueError(
             f"`lora_dropout` is {config.lora_dropout}; use 0: with dropout the updated policy is not the one that sampled."
         )
@@ -63,7 +65,16 @@ def add_adapter(family: Family, config: LoraConfig) -> None:
         config = copy.copy(config)
         config.target_modules = set(family.lora_target_modules)
     family.denoiser.requires_grad_(False)
-    family.denoiser.add_adapter(config)
+    try:
+        family.denoiser.add_adapter(config)
+    except ValueError as error:
+        if not str(error).startswith("Target modules"):
+            raise
+        names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)
+        raise ValueError(
+            f"`lora_target_modules` is {names}, and no layer of the {family.denoiser_name} is called so; use names such as "
+            f"{', '.join(family.lora_target_modules)}, or leave it unset."
+        ) from error
     for parameter in family.denoiser.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

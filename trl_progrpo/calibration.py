@@ -30,7 +30,7 @@ def calibration_config(args: ProGRPOConfig, output_dir: str, previews: bool = Fa
         output_dir (`str`): an empty folder.
         previews (`bool`, *optional*, defaults to `False`): whether there are previews even if the run has none.
     """
-    previews = previews or bool(args.prune_steps)
+    previews = previews or bool(args.prune_steps) or args.prune_schedule is not None
     small = copy.copy(args)
     trained = max(2, args.per_device_train_batch_size)
     started = trained
@@ -43,6 +43,7 @@ def calibration_config(args: ProGRPOConfig, output_dir: str, previews: bool = Fa
         "num_expansions": started,
         "prune_steps": [0] if previews else None,
         "prune_sizes": [trained] if previews else None,
+        "prune_schedule": None,
         "num_inference_steps": 2,
         "sde_window": None,
         "steps_per_generation": trained // args.per_device_train_batch_size,
@@ -114,7 +115,7 @@ def record_untrained(
     rows: Sequence[Mapping[str, Any]],
     level: float,
     policy: Policy,
-    train_steps: Sequence[int],
+    noise_steps: Sequence[int],
     num_inference_steps: int,
     num_expansions: int,
 ) -> RecordedGroups:
@@ -126,7 +127,7 @@ def record_untrained(
         rows (`Sequence[Mapping]`): rows of data with a prompt, one group each.
         level (`float`): of noise.
         policy ([`~policies.Policy`]): with that noise.
-        train_steps (`Sequence[int]`): steps that carry it.
+        noise_steps (`Sequence[int]`): steps that carry it.
         num_inference_steps (`int`): denoising steps.
         num_expansions (`int`): trajectories per group.
     """
@@ -146,7 +147,7 @@ def record_untrained(
                 num_inference_steps=num_inference_steps,
                 policy=policy,
                 conditioning=trainer.prompt_cache(prompts, trainer.args.negative_prompt),
-                train_steps=train_steps,
+                noise_steps=noise_steps,
             )
     finally:
         denoiser.train(training)

@@ -103,7 +103,10 @@ class ProGRPOProgressCallback(TrainerCallback):
     # ---- events of the rollout ---------------------------------------------------------------------------------------
 
     def on_phase(self, args, state, control, phase: str, done: int, total: int, **kwargs):
-        """Shows which part of a step is running: `"denoise"`, `"preview"`, `"decode"`, `"reward"`, `"update"`, `"evaluate"`."""
+        """
+        Shows which part of a step is running: `"schedule"`, `"denoise"`, `"preview"`, `"decode"`, `"reward"`, `"update"`,
+        `"evaluate"`.
+        """
         if not state.is_world_process_zero:
             return
         if self.bar is None:
@@ -116,6 +119,18 @@ class ProGRPOProgressCallback(TrainerCallback):
         if phase != self._phase or done >= total or time.monotonic() - self._last_drawn >= self.min_interval:
             self._phase = phase
             self._draw()
+
+    def on_prune_schedule(self, args, state, control, schedule: str, gain: float | None = None, **kwargs):
+        """Leaves one line with the schedule that `prune_schedule="auto"` has chosen, and what it is expected to gain."""
+        if not state.is_world_process_zero:
+            return
+        line = f"step {state.global_step}: prune schedule {schedule}"
+        if gain is not None:
+            line += f", {gain:.2f} times the signal per second of plain GRPO"
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            _print(line)
 
     # ---- drawing -----------------------------------------------------------------------------------------------------
 

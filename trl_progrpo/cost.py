@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 
+SCHEDULE_FIELDS = ("num_expansions", "prune_steps", "prune_sizes")
+"""What is chosen of a [`PruneSchedule`], with `prune_schedule="auto"`, while the rest follows from the configuration."""
+
+
 @dataclass(frozen=True)
 class PruneSchedule:
     """
@@ -81,6 +85,12 @@ class PruneSchedule:
         """Whether the last selection is one on the true rewards of finished images (post-hoc)."""
         return self.num_finished > self.num_generations
 
+    def in_words(self) -> str:
+        """Sizes and where they change, e.g. `48 → 24 → 12 (after step 5, on the finished images)`."""
+        pruned = [f"after step {step}" for step in self.prune_steps]
+        pruned += ["on the finished images"] if self.selects_on_finished else []
+        return " → ".join(map(str, self.sizes)) + (f" ({', '.join(pruned)})" if pruned else "")
+
     def _alive(self) -> Iterator[int]:
         size, prune_at = self.num_expansions, dict(zip(self.prune_steps, self.prune_sizes))
         for step in range(self.num_inference_steps):
@@ -114,7 +124,7 @@ class UnitCost:
 class PhaseCost:
     """
     The cost of a rollout and its update by phase, in the unit of the [`UnitCost`] it was made with. Phases are those of
-    [`timing.PHASES`].
+    [`timing.PHASES`], but for the choice of a schedule.
     """
 
     denoise: float = 0.0

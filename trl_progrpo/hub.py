@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from . import __version__
 
@@ -50,8 +51,9 @@ def check_push(args: ProGRPOConfig) -> None:
     What can be known without asking the Hub.
 
     Raises:
-        ValueError: if there is no token, or the Hub may not be asked at all.
+        ValueError: if the name is none, there is no token, or the Hub may not be asked at all.
     """
+    _repo_name(args)
     if constants.HF_HUB_OFFLINE:
         raise ValueError("`push_to_hub` is set, but so is HF_HUB_OFFLINE; unset one of them.")
     if not (args.hub_token or get_token()):
@@ -70,7 +72,7 @@ def open_repo(args: ProGRPOConfig, token: str | None = None, private: bool | Non
     Raises:
         ValueError: if it is not one that this token may write to, or is public where `hub_private_repo` asks for private.
     """
-    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    name = _repo_name(args)
     private = args.hub_private_repo if private is None else private
     api = hub_api(token or args.hub_token)
     try:
@@ -81,10 +83,6 @@ def open_repo(args: ProGRPOConfig, token: str | None = None, private: bool | Non
         # Creating "if it is not there" succeeds on anybody's public repository. This asks for the right to write, and
         # uploads nothing: a file this small travels with the commit.
         api.preupload_lfs_files(repo_id, [CommitOperationAdd("README.md", b"\n")], revision=args.hub_revision)
-    except HFValidationError as error:
-        raise ValueError(
-            f"`hub_model_id` is {name!r}, which is no name for a repository ({_reason(error)}); use `user/name`."
-        ) from error
     # httpx, httpx2, OSError, the client's own: which it is depends on the client's version.
     except Exception as error:
         raise ValueError(
@@ -96,6 +94,17 @@ def open_repo(args: ProGRPOConfig, token: str | None = None, private: bool | Non
             "another `hub_model_id`."
         )
     return repo_id
+
+
+def _repo_name(args: ProGRPOConfig) -> str:
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"`hub_model_id` is {name!r}, which is no name for a repository ({_reason(error)}); use `user/name`."
+        ) from error
+    return name
 
 
 def hub_api(token: str | None = None) -> HfApi:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cost import SCHEDULE_FIELDS
+
 
 if TYPE_CHECKING:
     import torch
@@ -179,12 +181,27 @@ def prune_table(
     ]
 
 
-def prune_group_sizes(args: Any) -> dict[int, tuple[int, int]]:
-    """Group size before and after every checkpoint of a [`ProGRPOConfig`], keyed like its metrics."""
-    steps, after = list(args.prune_steps or []), list(args.prune_sizes or [])
-    if (after[-1] if after else args.num_expansions) > args.num_generations:
-        steps, after = [*steps, args.num_inference_steps], [*after, args.num_generations]
-    return dict(zip(steps, zip([args.num_expansions, *after], after)))
+def prune_group_sizes(args: Any, choices: Sequence[Mapping[str, Any]] = ()) -> dict[int, tuple[int, int]]:
+    """
+    Group size before and after every checkpoint of a run, keyed like its metrics.
+
+    Args:
+        args ([`ProGRPOConfig`]): of the run.
+        choices (`Sequence[Mapping]`, *optional*): schedules of a run that chose them itself, see
+            [`~auto_schedule.ScheduleChoices`]. A checkpoint at which they had different sizes is left out.
+    """
+    if not choices:
+        is_open = getattr(args, "prune_schedule", None) is not None
+        choices = [] if is_open else [{name: getattr(args, name) for name in SCHEDULE_FIELDS}]
+    found: dict[int, set[tuple[int, int]]] = {}
+    for choice in choices:
+        started, steps, after = (choice[name] for name in SCHEDULE_FIELDS)
+        steps, after = list(steps or []), list(after or [])
+        if (after[-1] if after else started) > args.num_generations:
+            steps, after = [*steps, args.num_inference_steps], [*after, args.num_generations]
+        for step, sizes in zip(steps, zip([started, *after], after)):
+            found.setdefault(step, set()).add(sizes)
+    return {step: next(iter(sizes)) for step, sizes in sorted(found.items()) if len(sizes) == 1}
 
 
 def image_grid(

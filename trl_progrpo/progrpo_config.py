@@ -6,16 +6,22 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ._trl import BaseConfig
+from .inherited import check_choices, check_dicts, check_numbers, watches_a_metric
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
 from .rewards import ON_REWARD_ERROR
 from .windows import window_steps
+
+
+_BLOCK = 2**12
+"""Bytes that a disk must take to count as one that is not full, which takes an empty file all the same."""
 
 
 @dataclass
@@ -66,6 +72,14 @@ class ProGRPOConfig(BaseConfig):
             0-based denoising steps after which groups are pruned, increasing, e.g. `[5, 7]`.
         prune_sizes (`list[int]`, *optional*):
             Group size after each of them, falling, at least `num_generations`, e.g. `[24, 12]`.
+        prune_schedule (`str`, *optional*):
+            `"auto"` chooses `num_expansions`, `prune_steps` and `prune_sizes` by measurement: groups of training prompts are
+            sampled in full, with previews at every step, and the schedule is taken that gives most learning signal per
+            second on this machine. `num_expansions` is then the most trajectories that may be started per prompt.
+        prune_schedule_interval (`int`, *optional*, defaults to `50`):
+            With `"auto"`, rollouts between two choices. 0: chosen at the start only.
+        prune_schedule_groups (`int`, *optional*, defaults to `8`):
+            With `"auto"`, groups that are sampled for each choice, on all devices together; at least 2.
         pruning_rule (`str`, *optional*, defaults to `"ovf"`):
             `"ovf"` (largest reward variance), `"top_bottom"`, `"top_k"`, `"random"`, `"none"`, an entry point or a dotted
             path.
@@ -110,6 +124,9 @@ class ProGRPOConfig(BaseConfig):
             First step the window may hold.
         sde_window_interval (`int`, *optional*, defaults to `1`):
             Rollouts between two moves of a sliding window.
+        train_timestep_fraction (`float`, *optional*, defaults to `1.0`):
+            Share of the noisy steps that is trained: the first ones, at least one. The others keep their noise. With
+            `step_weighting` the last ones weigh next to nothing and cost as much as the first.
         steps_per_generation (`int`, *optional*):
             Micro-batches per rollout, a multiple of `gradient_accumulation_steps`, which is also the default: one
             optimiser update per rollout and pass. 2 times that: two updates.
@@ -248,6 +265,16 @@ class ProGRPOConfig(BaseConfig):
     prune_sizes: list[int] | None = field(
         default=None, metadata={"help": "Group size after each prune step, e.g. 24 12."}
     )
+    prune_schedule: str | None = field(
+        default=None,
+        metadata={"help": "auto: choose expansions, prune steps and sizes by measurement, within num_expansions."},
+    )
+    prune_schedule_interval: int = field(
+        default=50, metadata={"help": "Rollouts between two choices of prune_schedule auto; 0: only at the start."}
+    )
+    prune_schedule_groups: int = field(
+        default=8, metadata={"help": "Groups sampled in full for each choice of prune_schedule auto, at least 2."}
+    )
     pruning_rule: str = field(
         default="ovf", metadata={"help": "ovf, top_bottom, top_k, random, none, or a dotted path."}
     )
@@ -289,6 +316,9 @@ class ProGRPOConfig(BaseConfig):
     sde_window_size: int | None = field(default=None, metadata={"help": "Steps in the window; all if unset."})
     sde_window_start: int = field(default=0, metadata={"help": "First step the window may hold."})
     sde_window_interval: int = field(default=1, metadata={"help": "Rollouts between two moves of a sliding window."})
+    train_timestep_fraction: float = field(
+        default=1.0, metadata={"help": "Share of the noisy steps that is trained, the first ones."}
+    )
     steps_per_generation: int | None = field(
         default=None, metadata={"help": "Micro-batches per rollout; gradient_accumulation_steps if unset."}
     )
@@ -354,7 +384,16 @@ class ProGRPOConfig(BaseConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        self._check_writable(self.output_dir)
+        for name in ("output_dir", "prompt_cache_dir"):
+            if getattr(self, name) is not None:
+                setattr(self, name, os.path.expanduser(getattr(self, name)))
+                self._check_writable(name)
+        check_numbers(self)
+        check_choices(self)
+        check_dicts(self)
+        if self.metric_for_best_model is None and watches_a_metric(self):
+            # The base class would take the loss, which evaluation here does not have.
+            self.metric_for_best_model = "reward"
         # Hidden from the base class, which would have accelerate wrap the module that is updated and leave the one that
         # samples uncompiled; the trainer compiles the denoiser in place.
         compile_options = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
@@ -369,6 +408,10 @@ class ProGRPOConfig(BaseConfig):
             self.steps_per_generation = self.gradient_accumulation_steps
         if self.rollout_batch_size is None:
             self.rollout_batch_size = self.per_device_train_batch_size
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(
+                "`fp16` is True, but this run is on the CPU, which cannot do that; use `bf16`, or neither."
+            )
         self._check_numbers()
         self._check_pruning()
         self._check_batches()
@@ -384,8 +427,8 @@ class ProGRPOConfig(BaseConfig):
         """Micro-batches trained between two rollouts."""
         return self.steps_per_generation * self.num_iterations
 
-    def train_steps(self, stochastic_steps: Sequence[int], rollout_index: int = 0) -> tuple[int, ...]:
-        """The steps that a rollout trains, of those that may carry noise; see [`~windows.window_steps`]."""
+    def noise_steps(self, stochastic_steps: Sequence[int], rollout_index: int = 0) -> tuple[int, ...]:
+        """The steps of a rollout that carry noise, of those that may; see [`~windows.window_steps`]."""
         return window_steps(
             stochastic_steps,
             self.sde_window,
@@ -395,6 +438,12 @@ class ProGRPOConfig(BaseConfig):
             rollout_index,
             self.seed,
         )
+
+    def train_steps(self, stochastic_steps: Sequence[int], rollout_index: int = 0) -> tuple[int, ...]:
+        """The steps of a rollout that are trained: the first of its noisy ones, as `train_timestep_fraction` says."""
+        noisy = self.noise_steps(stochastic_steps, rollout_index)
+        # Rounded first: 0.3 of 10 is 3, whatever floating point makes of it.
+        return noisy[: max(1, math.ceil(round(self.train_timestep_fraction * len(noisy), 9)))] if noisy else noisy
 
     def to_dict(self):
         """As the base class, which hides tokens, and without the token in `model_init_kwargs` as well."""
@@ -408,7 +457,7 @@ class ProGRPOConfig(BaseConfig):
             "num_inference_steps", "num_iterations", "steps_per_generation", "rollout_batch_size", "decode_batch_size",
             "preview_batch_size", "preview_downscale", "rollout_waves",
             "eval_num_inference_steps", "ema_update_interval", "sde_window_interval", "height", "width",
-            "log_images_steps", "num_completions_to_print", "reward_max_retries",
+            "log_images_steps", "num_completions_to_print", "reward_max_retries", "max_sequence_length", "sde_window_size",
         )  # fmt: skip
         for name in at_least_one:
             value = getattr(self, name)
@@ -416,6 +465,13 @@ class ProGRPOConfig(BaseConfig):
                 raise ValueError(f"`{name}` is {value}; use at least 1.")
         if self.num_validation_prompts < 0:
             raise ValueError(f"`num_validation_prompts` is {self.num_validation_prompts}; use 0 for none, or more.")
+        if self.sde_window_start < 0:
+            raise ValueError(f"`sde_window_start` is {self.sde_window_start}; use 0 for the first step, or more.")
+        if self.sde_window_size is not None and self.sde_window is None:
+            raise ValueError(
+                f"`sde_window_size` is {self.sde_window_size} without `sde_window`; use fixed, sliding or random for that, or "
+                "leave the size unset."
+            )
         if self.num_inference_steps < 2:
             raise ValueError("`num_inference_steps` is 1; use at least 2: the last step carries no noise to train on.")
         for name in (
@@ -436,8 +492,19 @@ class ProGRPOConfig(BaseConfig):
             raise ValueError(f"`beta` is {self.beta}; use 0 for no KL term, or a positive number.")
         if not 1 <= self.guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` is {self.guidance_scale}; use 1 for no guidance, or a number above 1.")
+        if self.negative_prompt and self.guidance_scale == 1:
+            warnings.warn(
+                "`negative_prompt` is set, but `guidance_scale` is 1, so that it does nothing; raise `guidance_scale`, or leave "
+                "it unset.",
+                stacklevel=4,
+            )
         if not math.isfinite(self.step_weighting):
             raise ValueError(f"`step_weighting` is {self.step_weighting}; use a finite number, 0 for equal weights.")
+        if not 0 < self.train_timestep_fraction <= 1:
+            raise ValueError(
+                f"`train_timestep_fraction` is {self.train_timestep_fraction}; use a share of the noisy steps above 0 and at "
+                "most 1."
+            )
         if not 0 <= self.audit_fraction <= 1:
             raise ValueError(
                 f"`audit_fraction` is {self.audit_fraction}; use a share of groups from 0 (off) to 1 (all)."
@@ -468,6 +535,7 @@ class ProGRPOConfig(BaseConfig):
                 f"`num_expansions` is {self.num_expansions}, below `num_generations` {self.num_generations}; start at "
                 "least as many trajectories as are trained on."
             )
+        self._check_prune_schedule()
         steps, sizes = self.prune_steps or [], self.prune_sizes or []
         if len(steps) != len(sizes):
             raise ValueError(
@@ -491,6 +559,36 @@ class ProGRPOConfig(BaseConfig):
             raise ValueError(
                 f"`prune_sizes` ends at {sizes[-1]}, below `num_generations` {self.num_generations}; end at "
                 "`num_generations`, or above it for a last selection on the true rewards."
+            )
+
+    def _check_prune_schedule(self):
+        if self.prune_schedule is None:
+            return
+        if self.prune_schedule != "auto":
+            raise ValueError(f"`prune_schedule` is {self.prune_schedule!r}; use 'auto', or leave it unset.")
+        for name in ("prune_steps", "prune_sizes"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but `prune_schedule` 'auto' chooses it; leave one of the two unset."
+                )
+        if self.num_expansions <= self.num_generations:
+            raise ValueError(
+                f"`num_expansions` is {self.num_expansions}, not above `num_generations` {self.num_generations}; give the most "
+                f"trajectories that `prune_schedule` 'auto' may start per prompt, e.g. {4 * self.num_generations}."
+            )
+        if self.pruning_rule != "ovf":
+            raise ValueError(
+                f"`pruning_rule` is {self.pruning_rule!r}, but `prune_schedule` 'auto' chooses for 'ovf'; use that, or give "
+                "`prune_steps` and `prune_sizes` yourself."
+            )
+        if self.prune_schedule_interval < 0:
+            raise ValueError(
+                f"`prune_schedule_interval` is {self.prune_schedule_interval}; use 0 for a choice at the start only, or more."
+            )
+        if self.prune_schedule_groups < 2:
+            raise ValueError(
+                f"`prune_schedule_groups` is {self.prune_schedule_groups}; use at least 2, for one group cannot tell a good "
+                "schedule from luck."
             )
 
     def _check_batches(self):
@@ -518,20 +616,20 @@ class ProGRPOConfig(BaseConfig):
             ("label_smoothing_factor", 0.0, "there are no labels"),
             ("use_liger_kernel", False, "Liger has no kernels for diffusion models"),
             ("auto_find_batch_size", False, "the batch size fixes how many prompts a rollout has"),
+            ("enable_jit_checkpoint", False, "SIGTERM saves a checkpoint by itself, and not in the midst of a step"),
         ):
             if getattr(self, name, off) != off:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, which is not supported: {why}; use {off}.")
 
-    @staticmethod
-    def _check_writable(output_dir: str | None):
-        """Fails before hours of work if the output folder cannot be written."""
-        if output_dir is None:
-            return
+    def _check_writable(self, name: str):
+        """Fails before hours of work if a folder cannot be written, or its disk is full."""
+        folder = getattr(self, name)
         try:
-            os.makedirs(output_dir, exist_ok=True)
-            with tempfile.TemporaryFile(dir=output_dir):
-                pass
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_BLOCK))
         except OSError as error:
             raise ValueError(
-                f"`output_dir` {output_dir!r} cannot be written ({error.strerror}); choose a folder you may write to."
+                f"`{name}` {folder!r} cannot be written ({error.strerror}); choose a folder you may write to, on a disk that "
+                "is not full."
             ) from error

@@ -36,8 +36,17 @@ from .adapters import (
 )
 from .advantages import comparable_rows, group_advantages, normalize_multi
 from .audit import AuditWatch, audit_metrics, audit_size
+from .auto_schedule import AutoSchedule
 from .callbacks import ProGRPOProgressCallback
-from .checkpoints import check_checkpoint, load_rollout, load_weights, save_rollout, save_weights
+from .checkpoint_folders import STAGING
+from .checkpoints import (
+    checkpoint_to_resume,
+    load_rollout,
+    load_run_state,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
 from .data import (
     LOOKED_AT,
     RolloutSampler,
@@ -66,8 +75,9 @@ from .ranks import RankWatch
 from .rewards import REWARD_ERROR_KINDS, RewardFunc, RewardRunner
 from .sampler import ExpandPruneSampler
 from .seeds import derive_seed
+from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
-from .types import Rollout
+from .types import Rollout, to_device
 
 
 EVAL_ROLLOUT = -1
@@ -98,6 +108,8 @@ class _LoopCallback(TrainerCallback):
         if not state.log_history:
             state.log_history.extend(self.evaluations)
         self.evaluations = []
+        if self.trainer._resumed_from is not None:
+            load_run_state(self.trainer, self.trainer._resumed_from)
         if state.is_world_process_zero and state.global_step == 0 and not self.trainer.use_adapter:
             self.trainer.card_pictures.remember_before()
 
@@ -119,7 +131,8 @@ class ProGRPOTrainer(BaseTrainer):
     Trainer for Expand-and-Prune GRPO (arXiv 2512.15347) on text-to-image diffusion and flow models.
 
     With `num_expansions` unset it is plain GRPO (Flow-GRPO, DDPO with group advantages); with `num_expansions` alone
-    it selects among finished trajectories; with `prune_steps` and `prune_sizes` it prunes in mid-denoising.
+    it selects among finished trajectories; with `prune_steps` and `prune_sizes` it prunes in mid-denoising; with
+    `prune_schedule="auto"` it measures which of these pays.
 
     ```python
     from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
@@ -251,6 +264,8 @@ class ProGRPOTrainer(BaseTrainer):
             self.add_callback(ProGRPOProgressCallback())
         self._loop_callback = _LoopCallback(self)
         self.add_callback(self._loop_callback)
+        self._stop_request = StopRequest()
+        self.add_callback(StopCallback(self._stop_request, self.accelerator))
         self.ema: EMAModel | None = None
         if args.ema_decay is not None:
             self.ema = EMAModel(trainable_parameters(self.family.denoiser), decay=args.ema_decay)
@@ -278,6 +293,8 @@ class ProGRPOTrainer(BaseTrainer):
             on_preview=self.group_watch,
         )
         self._check_steps(policy)
+        is_auto = args.prune_schedule == "auto"
+        self.auto_schedule = AutoSchedule(self, self._metrics, self._timer) if is_auto else None
 
     # ---- construction ------------------------------------------------------------------------------------------------
 
@@ -285,6 +302,11 @@ class ProGRPOTrainer(BaseTrainer):
     def pipeline(self) -> DiffusionPipeline:
         """The pipeline whose denoiser is trained, adapter included."""
         return self.family.pipeline
+
+    @property
+    def schedule_choices(self) -> list[dict[str, Any]]:
+        """What `prune_schedule="auto"` has chosen so far, oldest first; see [`~auto_schedule.ScheduleChoices`]."""
+        return [] if self.auto_schedule is None else self.auto_schedule.memory.choices
 
     @staticmethod
     def _make_preview_runner(args, preview_reward_funcs, reward_runner, **faults) -> RewardRunner:
@@ -436,10 +458,8 @@ class ProGRPOTrainer(BaseTrainer):
 
     def _prepare_inputs(self, inputs: dict[str, list[Any]]) -> Rollout:
         """The rows of this micro-step, after a rollout if one is due. Which is due follows from the step count alone."""
-        args = self.args
-        micro_step = self.state.global_step * args.gradient_accumulation_steps + self._micro_steps_since_update
-        rollout_index, position = divmod(micro_step, args.micro_steps_per_rollout)
-        iteration, position = divmod(position, args.steps_per_generation)
+        rollout_index, position = self._position
+        iteration, position = divmod(position, self.args.steps_per_generation)
         if self._micro_batches_of != (rollout_index, iteration):
             if self.last_rollout is None or self.last_rollout.rollout_index != rollout_index:
                 self._rollout(inputs, rollout_index)
@@ -447,10 +467,18 @@ class ProGRPOTrainer(BaseTrainer):
             self._micro_batches_of = (rollout_index, iteration)
         return self._micro_batches[position]
 
+    @property
+    def _position(self) -> tuple[int, int]:
+        """Index of the rollout that is to be trained on next, and how many of its micro-batches have been."""
+        done = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_steps_since_update
+        return divmod(done, self.args.micro_steps_per_rollout)
+
     def _rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> None:
         rollout = self._restore_rollout(inputs, rollout_index)
         prompts, columns = self._split_columns(inputs)
         if rollout is None:
+            if self.auto_schedule is not None:
+                self.auto_schedule.before_rollout(inputs, rollout_index)
             first_slot = self.accelerator.process_index * len(prompts)
             with self.rank_watch.together(), self._inference():
                 rollout = self.sampler.rollout(
@@ -461,6 +489,7 @@ class ProGRPOTrainer(BaseTrainer):
                     rollout_index=rollout_index,
                     first_slot=first_slot,
                     train_steps=self._train_steps(self.sampler.policy, rollout_index),
+                    noise_steps=self._noise_steps(self.sampler.policy, rollout_index),
                     # The same number on every process, so that all make the same number of network calls.
                     audit=range(audit_size(self._audit_fraction, len(prompts), rollout_index)),
                 )
@@ -471,6 +500,10 @@ class ProGRPOTrainer(BaseTrainer):
             self.group_watch.finish(prompts[0], rollout, self.state.global_step)
         self.last_rollout, self.last_prompts = rollout, prompts
 
+    def _noise_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
+        schedule = self.family.make_schedule(self.args.num_inference_steps)
+        return self.args.noise_steps(policy.stochastic_steps(schedule), rollout_index)
+
     def _train_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
         schedule = self.family.make_schedule(self.args.num_inference_steps)
         return self.args.train_steps(policy.stochastic_steps(schedule), rollout_index)
@@ -480,7 +513,7 @@ class ProGRPOTrainer(BaseTrainer):
 
     @property
     def _audit_fraction(self) -> float:
-        return self.args.audit_fraction if self.args.prune_steps else 0.0
+        return self.args.audit_fraction if self.sampler.prune_at else 0.0
 
     def _advantages(self, rollout: Rollout) -> torch.Tensor:
         args, batch_std = self.args, None
@@ -506,7 +539,9 @@ class ProGRPOTrainer(BaseTrainer):
     def _split(self, rollout: Rollout, rollout_index: int, iteration: int) -> list[Rollout]:
         seed = derive_seed(self.args.seed, rollout_index, iteration, self.accelerator.process_index)
         order = torch.randperm(len(rollout), generator=torch.Generator().manual_seed(seed))
-        return [rollout.select(rows) for rows in order.split(self.args.per_device_train_batch_size)]
+        parts = [rollout.select(rows) for rows in order.split(self.args.per_device_train_batch_size)]
+        # Once here, and not at every trained step.
+        return [part.replace(advantages=to_device(part.advantages, self.accelerator.device)) for part in parts]
 
     def _split_columns(self, inputs: dict[str, list[Any]]) -> tuple[list[str], dict[str, list[Any]]]:
         columns = dict(inputs)
@@ -528,7 +563,9 @@ class ProGRPOTrainer(BaseTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """One micro-batch: a forward and backward pass per trained denoising step, gradients synchronised in the last."""
         rows = self._prepare_inputs(inputs)
-        model.train()
+        # Going through all modules of a large network takes as long as the host needs to launch it.
+        if not model.training:
+            model.train()
         steps = range(len(rows.step_indices))
         weights = self._step_weights(rows)
         total = torch.zeros((), device=self.accelerator.device)
@@ -764,7 +801,8 @@ class ProGRPOTrainer(BaseTrainer):
             save_weights(self, output_dir, raw=True)
         settings = json.dumps(portable_values(json.loads(self.args.to_json_string())), indent=2)
         Path(output_dir, "training_args.json").write_text(redact(settings, [self.args.hub_token]))
-        write_model_card(self, output_dir, pictures=not is_checkpoint, **self._card_details)
+        place = output_dir.replace(f"{STAGING}{os.sep}", "")
+        write_model_card(self, output_dir, pictures=not is_checkpoint, place=place, **self._card_details)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         """Writes the model card into `output_dir`; what is given here stands on later cards too."""
@@ -816,20 +854,39 @@ class ProGRPOTrainer(BaseTrainer):
         return future.result() if blocking else future
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self.is_world_process_zero():
+        # The base class calls it before the checkpoint is whole.
+        if self.is_world_process_zero() and self._staging is None:
             push_checkpoint(self, checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         if getattr(self, "push_in_progress", None) is not None:
             self.push_in_progress.wait_until_done()
 
+    _staging: str | None = None
+    """Where a checkpoint is being written."""
+
+    def _get_output_dir(self, trial) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
     def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        folder = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        # A checkpoint that falls inside a rollout needs the rollout; at its end the next one is sampled afresh.
-        micro_step = self.state.global_step * self.args.gradient_accumulation_steps
-        if micro_step % self.args.micro_steps_per_rollout and self.last_rollout is not None:
-            save_rollout(self.last_rollout, folder, self.accelerator.process_index)
+        write = super()._save_checkpoint
+        save_checkpoint(self, lambda: write(model, trial), self._get_output_dir(trial))
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        # With `save_strategy="best"` it decides on saving, after everybody else.
+        return super()._determine_best_metric(metrics, trial) or self.stopped_by_signal
+
+    @property
+    def stopped_by_signal(self) -> bool:
+        """Whether the last `train()` was ended by SIGTERM, before its time and with a checkpoint."""
+        return self._stop_request.heeded
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # The loop would find out that a resumed run is at its end after one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -839,28 +896,29 @@ class ProGRPOTrainer(BaseTrainer):
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint folder of this trainer, or `True` for the
                 newest in `output_dir`. The continued run equals one that was never interrupted.
 
+        SIGTERM has it save a checkpoint after the step it is in, and return early: `stopped_by_signal` is set then.
+
         Raises:
-            ValueError: if there is no such checkpoint.
+            ValueError: if there is no such checkpoint, or it is damaged.
         """
-        if isinstance(resume_from_checkpoint, os.PathLike):
-            resume_from_checkpoint = os.fspath(resume_from_checkpoint)
-        if isinstance(resume_from_checkpoint, str):
-            check_checkpoint(resume_from_checkpoint)
+        resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         # Nothing of an earlier run of this object: its rollouts have the same indices.
-        self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, None
+        self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, resume_from_checkpoint
         self._micro_steps_since_update = 0
         self._metrics.clear()
         self._loop_callback.evaluations = [
             entry for entry in self.state.log_history if "eval_reward" in entry and entry["step"] == 0
         ]
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self._stop_request.listening(self.is_world_process_zero()):
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(self, resume_from_checkpoint)
-        self._resumed_from = resume_from_checkpoint
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        # Who leaves in a hurry comes back to the weights in training.
+        if not self.stopped_by_signal:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     _resumed_from: str | None = None
 

@@ -14,50 +14,80 @@ from .policies import Policy
 from .pruning import none
 from .sampler import ExpandPruneSampler
 from .timing import PhaseTimer
-from .types import Conditioning
+from .types import Conditioning, Rollout
 
 
-def record_groups(
+def sample_whole_groups(
     sampler: ExpandPruneSampler,
     denoiser: torch.nn.Module,
     prompts: Sequence[str],
     columns: Mapping[str, Sequence[Any]] | None = None,
     *,
-    level: float,
     num_expansions: int,
     num_inference_steps: int | None = None,
     policy: Policy | None = None,
     conditioning: Conditioning | None = None,
-    train_steps: Sequence[int] | None = None,
+    noise_steps: Sequence[int] | None = None,
     rollout_index: int = 0,
-) -> RecordedGroups:
+    first_slot: int = 0,
+) -> Rollout:
     """
-    Samples whole groups and scores the preview of every trajectory after every step but the last. The sampler is left as it is.
+    A rollout that prunes nobody, with a preview of every trajectory after every step but the last. The sampler is left as it
+    is.
 
     Args:
         sampler ([`ExpandPruneSampler`]): family, rewards, decoders, batch sizes and seed are its own.
         denoiser (`torch.nn.Module`): the network, in evaluation mode.
         prompts (`Sequence[str]` of length `P`): one group each.
         columns (`Mapping`, *optional*): further dataset columns, one entry per prompt.
-        level (`float`): what the policy's noise is called in the result.
         num_expansions (`int`): trajectories per prompt.
         num_inference_steps (`int`, *optional*): denoising steps; the sampler's when unset.
         policy ([`~policies.Policy`], *optional*): the sampler's when unset.
         conditioning ([`Conditioning`], *optional*): of the prompts, when already encoded.
-        train_steps (`Sequence[int]`, *optional*): steps that carry noise; all that may when unset.
+        noise_steps (`Sequence[int]`, *optional*): steps that carry noise; all that may when unset.
         rollout_index (`int`, *optional*, defaults to 0): fixes the seeds.
+        first_slot (`int`, *optional*, defaults to 0): slot of the first prompt, counted over all ranks.
     """
     whole = copy.copy(sampler)
     whole.num_inference_steps = num_inference_steps or sampler.num_inference_steps
     whole.policy = policy or sampler.policy
-    whole.num_expansions = whole.num_generations = num_expansions
-    # Checkpoints that drop nobody.
-    whole.prune_at = dict.fromkeys(range(whole.num_inference_steps - 1), num_expansions)
+    whole.num_generations = num_expansions
+    checkpoints = range(whole.num_inference_steps - 1)
+    whole.set_schedule(num_expansions, checkpoints, [num_expansions] * len(checkpoints))
     whole.pruning_rule = none
     whole.on_preview = lambda images, record: None
     whole.timer, whole.saved, whole.num_waves = PhaseTimer(), PhaseTimer(), 1
-    rollout = whole.rollout(
-        denoiser, prompts, columns, conditioning=conditioning, train_steps=train_steps, rollout_index=rollout_index
+    return whole.rollout(
+        denoiser,
+        prompts,
+        columns,
+        conditioning=conditioning,
+        train_steps=noise_steps,
+        rollout_index=rollout_index,
+        first_slot=first_slot,
     )
-    previews = {record.step_index: record.rewards.view(len(prompts), -1) for record in rollout.prune_records}
-    return RecordedGroups(level, previews, rollout.rewards.view(len(prompts), -1))
+
+
+def preview_rewards(rollout: Rollout) -> dict[int, torch.Tensor]:
+    """Step -> rewards `(P, n)` of the previews of groups that [`sample_whole_groups`] sampled."""
+    groups = len(rollout.conditioning)
+    return {record.step_index: record.rewards.view(groups, -1) for record in rollout.prune_records}
+
+
+def record_groups(
+    sampler: ExpandPruneSampler,
+    denoiser: torch.nn.Module,
+    prompts: Sequence[str],
+    *args: Any,
+    level: float,
+    **kwargs: Any,
+) -> RecordedGroups:
+    """
+    Samples whole groups and scores the preview of every trajectory after every step but the last.
+
+    Args:
+        level (`float`): what the policy's noise is called in the result.
+        kwargs: and all others, see [`sample_whole_groups`].
+    """
+    rollout = sample_whole_groups(sampler, denoiser, prompts, *args, **kwargs)
+    return RecordedGroups(level, preview_rewards(rollout), rollout.rewards.view(len(prompts), -1))

@@ -6,6 +6,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import operator
+import os
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any, TypeVar
@@ -72,28 +74,38 @@ class Registry:
         `"package.module.attr"`), which is imported.
 
         Raises:
-            ValueError: if nothing is called that; the message lists the known names and the nearest one.
-            ImportError: if the module exists but one of its own imports fails.
+            ValueError: if nothing is called that; the message lists the known names and the nearest one. Or if what is called
+                that cannot be imported; the message says why, and the cause has the traceback.
         """
         if name in self._objects:
             return self._objects[name]
         for point in self._entry_points():
             if point.name == name:
-                return point.load()
+                return self._imported(name, point.load)
         module_name, attribute = _split_path(name)
         if not module_name or not attribute:
             raise self._unknown(name)
         try:
-            module = importlib.import_module(module_name)
+            module = self._imported(name, lambda: importlib.import_module(module_name))
         except ModuleNotFoundError as error:
-            # Only a wrong path is an unknown name; a dependency the module lacks is the user's real problem.
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise
             raise self._unknown(name, f"module {error.name!r} was not found") from error
         try:
             return operator.attrgetter(attribute)(module)
         except AttributeError as error:
             raise self._unknown(name, f"module {module_name!r} has no {attribute!r}") from error
+
+    def _imported(self, name: str, load: Callable[[], Any]) -> Any:
+        try:
+            return load()
+        except Exception as error:
+            # Only a wrong path is an unknown name; a dependency the module lacks is the user's real problem.
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing is not None and f"{_split_path(name)[0]}.".startswith(f"{missing}."):
+                raise
+            raise ValueError(
+                f"{self.kind} {name!r} cannot be imported ({type(error).__name__}: {error}{_place(error)}); install what is "
+                "missing, or mend it."
+            ) from error
 
     def _entry_points(self):
         return metadata.entry_points(group=self.entry_point_group)
@@ -111,6 +123,13 @@ class Registry:
 def _origin(obj: Any) -> str:
     owner = obj if hasattr(obj, "__qualname__") else type(obj)
     return f"{owner.__module__}.{owner.__qualname__}"
+
+
+def _place(error: BaseException) -> str:
+    """The line of the user's that raised; a syntax error says it by itself."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = not isinstance(error, SyntaxError) and not frame.filename.startswith("<")
+    return f", line {frame.lineno} of {os.path.basename(frame.filename)}" if where else ""
 
 
 def _split_path(path: str) -> tuple[str, str]:

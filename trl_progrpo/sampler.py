@@ -16,7 +16,7 @@ from .policies import Policy
 from .pruning import ovf
 from .seeds import INITIAL_NOISE, derive_seed, row_noise
 from .timing import PhaseTimer
-from .types import Conditioning, PruneRecord, Rollout, SamplingCost, Schedule
+from .types import Conditioning, PruneRecord, Rollout, SamplingCost, Schedule, to_device
 
 
 Scorer = Callable[..., torch.Tensor]
@@ -36,12 +36,13 @@ class _Rows:
     dropped: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> _Rows:
+        there = to_device(rows, self.latents.device)
         return _Rows(
             self.prompt_index[rows],
             self.member[rows],
-            self.latents[rows],
-            [latents[rows] for latents in self.path],
-            [log_probs[rows] for log_probs in self.log_probs],
+            self.latents[there],
+            [latents[there] for latents in self.path],
+            [log_probs[there] for log_probs in self.log_probs],
             self.dropped[rows],
         )
 
@@ -56,6 +57,7 @@ class _Given:
     conditioning: Conditioning
     schedule: Schedule
     train_steps: tuple[int, ...]
+    noise_steps: tuple[int, ...]
     rollout_index: int
     first_slot: int
     audit: Collection[int]
@@ -146,8 +148,7 @@ class ExpandPruneSampler:
         self.reward_weights = reward_weights
         self.num_inference_steps = num_inference_steps
         self.num_generations = num_generations
-        self.num_expansions = num_expansions or num_generations
-        self.prune_at = dict(zip(prune_steps or (), prune_sizes or ()))
+        self.set_schedule(num_expansions or num_generations, prune_steps or (), prune_sizes or ())
         self.pruning_rule = pruning_rule
         self.rollout_batch_size = rollout_batch_size
         self.decode_batch_size = decode_batch_size or rollout_batch_size
@@ -163,6 +164,13 @@ class ExpandPruneSampler:
         self.on_preview = on_preview or (lambda images, record: None)
         self.timer, self.saved = PhaseTimer(), PhaseTimer()
 
+    def set_schedule(
+        self, num_expansions: int, prune_steps: Sequence[int] = (), prune_sizes: Sequence[int] = ()
+    ) -> None:
+        """Changes how the groups of later rollouts are pruned; how many survive stays as it is."""
+        self.num_expansions = num_expansions
+        self.prune_at = dict(zip(prune_steps, prune_sizes))
+
     @torch.no_grad()
     def rollout(
         self,
@@ -174,6 +182,7 @@ class ExpandPruneSampler:
         rollout_index: int = 0,
         first_slot: int = 0,
         train_steps: Sequence[int] | None = None,
+        noise_steps: Sequence[int] | None = None,
         audit: Collection[int] = (),
     ) -> Rollout:
         """
@@ -187,27 +196,46 @@ class ExpandPruneSampler:
             rollout_index (`int`, *optional*, defaults to 0): which rollout of the run this is; fixes the seeds.
             first_slot (`int`, *optional*, defaults to 0): slot of the first prompt, counted over all ranks.
             train_steps (`Sequence[int]`, *optional*): consecutive steps that carry noise and are stored; all stochastic
-                steps of the policy when unset. Steps outside run the noise-free policy.
+                steps of the policy when unset.
+            noise_steps (`Sequence[int]`, *optional*): all steps that carry noise, those of `train_steps` and maybe others;
+                `train_steps` when unset. The rest runs the noise-free policy.
             audit (`Collection[int]`, *optional*): prompts (0 to P - 1) whose dropped rows are finished and scored as well,
                 for `Rollout.audit_records`. Nothing else of the rollout changes but its cost.
         """
         family, total_steps = self.family, self.num_inference_steps
         schedule = family.make_schedule(total_steps)
+        schedule = replace(schedule, timesteps=to_device(schedule.timesteps, family.device))
         if conditioning is None:
             conditioning = family.encode_prompts(prompts)
         stochastic = self.policy.stochastic_steps(schedule)
         train_steps = stochastic if train_steps is None else tuple(train_steps)
-        if not set(train_steps) <= set(stochastic):
+        noise_steps = train_steps if noise_steps is None else tuple(noise_steps)
+        if not set(train_steps) <= set(noise_steps):
             raise ValueError(
-                f"`train_steps` is {list(train_steps)}, but only steps {list(stochastic)} carry noise with "
-                f"{self.policy!r}; train among those."
+                f"`train_steps` is {list(train_steps)} and `noise_steps` {list(noise_steps)}; steps that are trained must "
+                "carry noise."
+            )
+        if not set(noise_steps) <= set(stochastic):
+            name = "train_steps" if noise_steps == train_steps else "noise_steps"
+            raise ValueError(
+                f"`{name}` is {list(noise_steps)}, but only steps {list(stochastic)} carry noise with {self.policy!r}; "
+                "choose among those."
             )
         if any(b != a + 1 for a, b in zip(train_steps, train_steps[1:])):
             raise ValueError(
                 f"`train_steps` is {list(train_steps)}; give consecutive steps, for the path between them is stored."
             )
         given = _Given(
-            denoiser, prompts, columns or {}, conditioning, schedule, train_steps, rollout_index, first_slot, audit
+            denoiser=denoiser,
+            prompts=prompts,
+            columns=columns or {},
+            conditioning=conditioning,
+            schedule=schedule,
+            train_steps=train_steps,
+            noise_steps=noise_steps,
+            rollout_index=rollout_index,
+            first_slot=first_slot,
+            audit=audit,
         )
         share = -(-len(prompts) // self.num_waves)
         waves = [range(start, min(start + share, len(prompts))) for start in range(0, len(prompts), share)]
@@ -222,7 +250,7 @@ class ExpandPruneSampler:
         for i in range(total_steps):
             if i in given.train_steps and not rows.path:
                 rows.path.append(rows.latents)
-            policy = self.policy if i in given.train_steps else ode
+            policy = self.policy if i in given.noise_steps else ode
             with self.timer("denoise"):
                 predicted = self._step(given, rows, i, policy)
             cost = replace(cost, nfe=cost.nfe + len(rows.member) * family.nfe_per_row)
@@ -289,7 +317,8 @@ class ExpandPruneSampler:
         schedule = given.schedule
         noisy = policy.std(schedule, i) > 0
         latents, predicted, log_probs = torch.empty_like(rows.latents), [], []
-        timestep = schedule.timesteps[i].to(rows.latents.device)
+        # From here to the end of the step the host never waits for the device: it prepares the next call meanwhile.
+        timestep = schedule.timesteps[i]
         for batch in self._batches(len(rows.member), self.rollout_batch_size):
             index = rows.prompt_index[batch]
             output = self.family.predict(given.denoiser, rows.latents[batch], timestep, given.conditioning.rows(index))
@@ -297,14 +326,15 @@ class ExpandPruneSampler:
             if noisy:
                 noise = self._noise(index, rows.member[batch], given.rollout_index, given.slots, i)
                 latents[batch] = transition.sample(noise).to(self.storage_dtype)
-                log_probs.append(transition.log_prob(latents[batch]))
+                if i in given.train_steps:
+                    log_probs.append(transition.log_prob(latents[batch]))
             else:
                 latents[batch] = transition.mean.to(self.storage_dtype)
             if i in self.prune_at:
                 predicted.append(transition.pred_original_sample)
             self.on_progress("denoise", i * len(rows.member) + batch.stop, self.num_inference_steps * len(rows.member))
         rows.latents = latents
-        if noisy:
+        if log_probs:
             rows.log_probs.append(torch.cat(log_probs))
         return torch.cat(predicted) if predicted else None
 
@@ -340,7 +370,7 @@ class ExpandPruneSampler:
     def _noise(self, prompt_index, member, rollout_index, slots, step) -> torch.Tensor:
         row_slots = [slots[p] for p in prompt_index.tolist()]
         noise = row_noise(self.family.latent_shape, self.seed, rollout_index, row_slots, member.tolist(), step)
-        return noise.to(self.family.device)
+        return to_device(noise, self.family.device)
 
     def _finish_audit(self, given: _Given, record: PruneRecord, rows: _Rows, final_rewards) -> PruneRecord:
         """The audited groups of `record`, all of whose rows have finished, with their final rewards."""

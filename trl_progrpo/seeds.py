@@ -43,7 +43,7 @@ def row_noise(
     """
     noise = torch.empty((len(members), *shape))
     generator = torch.Generator()
-    for row, (slot, member) in enumerate(zip(slots, members)):
+    for row, slot, member in zip(noise.unbind(), slots, members):
         generator.manual_seed(derive_seed(run_seed, rollout_index, slot, member, step))
-        torch.randn(tuple(shape), generator=generator, out=noise[row])
+        row.normal_(generator=generator)
     return noise

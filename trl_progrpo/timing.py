@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 
-PHASES = ("denoise", "preview", "decode", "reward", "update")
-"""Phases in the order they happen."""
+PHASES = ("schedule", "denoise", "preview", "decode", "reward", "update")
+"""Phases in the order they happen; the first, choosing a schedule, only with `prune_schedule="auto"`."""
 
 
 class PhaseTimer:

@@ -18,6 +18,16 @@ import torch
 LogProbReduction = Literal["mean", "sum"]
 
 
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """`tensor` on `device`; a copy from the host to a device does not let the host wait for what the device is doing."""
+    device = torch.device(device)
+    # Back to the host it must wait, and MPS may read memory that is in other use by then.
+    if tensor.device.type != "cpu" or device.type in ("cpu", "mps"):
+        return tensor.to(device)
+    # CUDA waits all the same unless the memory is pinned.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """
@@ -157,7 +167,7 @@ class Conditioning:
 
     def rows(self, index: torch.Tensor) -> Conditioning:
         """The conditioning of rows whose prompts are `index` `(B,)`."""
-        return self.map(lambda tensor: tensor[index.to(tensor.device)])
+        return self.map(lambda tensor: tensor[to_device(index, tensor.device)])
 
     def to(self, *args, **kwargs) -> Conditioning:
         return self.map(lambda tensor: tensor.to(*args, **kwargs))

@@ -46,6 +46,11 @@ def window_steps(
     if kind not in WINDOWS:
         raise ValueError(f"`sde_window` is {kind!r}; use one of {', '.join(WINDOWS)}, or leave it unset.")
     steps = [step for step in stochastic_steps if step >= start]
+    if not steps:
+        raise ValueError(
+            f"`sde_window_start` is {start}, but the last step that carries noise is {max(stochastic_steps, default=None)}; "
+            "use an earlier start."
+        )
     size = len(steps) if size is None else size
     if not 1 <= size <= len(steps):
         raise ValueError(

@@ -217,8 +217,11 @@ class TestStart:
         assert no_server in str(info.value)
         assert "trl-progrpo reward-server --reward toy" in str(info.value)
 
-    def test_before_the_model_is_loaded(self, no_server, capsys, tmp_path):
-        argv = ["--model_name_or_path", "no/such-model", "--dataset_name", "shapes", "--output_dir", str(tmp_path)]
+    def test_before_the_model_is_loaded(self, no_server, capsys, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            "trl_progrpo.progrpo_trainer.load_pipeline", lambda *a, **k: pytest.fail("weights were read")
+        )
+        argv = ["--model_name_or_path", "shapes", "--dataset_name", "shapes", "--output_dir", str(tmp_path)]
         argv += ["--num_generations", "2", "--per_device_train_batch_size", "2", "--use_cpu", "--report_to", "none"]
         assert main(["train", *argv, "--reward_funcs", f"remote:{no_server}/toy"]) == 2
         out, err = capsys.readouterr()

@@ -7,6 +7,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from trl import TrlParser
@@ -41,10 +42,11 @@ GROUPS = {
         "eval_reward_funcs", "eval_samples", "eval_use_ema", "on_reward_error", "reward_timeout", "reward_max_retries",
     ),
     "rollout: expand, preview, prune": (
-        "num_generations", "num_expansions", "prune_steps", "prune_sizes", "pruning_rule", "preview_decoder",
-        "preview_downscale", "preview_batch_size", "audit_fraction", "rollout_waves", "num_inference_steps",
+        "num_generations", "num_expansions", "prune_steps", "prune_sizes", "prune_schedule", "prune_schedule_interval",
+        "prune_schedule_groups", "pruning_rule", "preview_decoder", "preview_downscale", "preview_batch_size",
+        "audit_fraction", "rollout_waves", "num_inference_steps",
         "guidance_scale", "negative_prompt", "policy", "noise_level", "eta", "sde_window", "sde_window_size",
-        "sde_window_start", "sde_window_interval", "rollout_batch_size", "decode_batch_size",
+        "sde_window_start", "sde_window_interval", "train_timestep_fraction", "rollout_batch_size", "decode_batch_size",
         "steps_per_generation",
     ),
     "update": (
@@ -236,6 +238,12 @@ def _item_or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return item
 
 
+_FIELD_TYPES = {
+    field.name: str(field.type) for kind in (ScriptArguments, ModelArguments, ProGRPOConfig) for field in fields(kind)
+}
+"""What fields may hold, as it stands in their classes: of a text that may also be a mapping, argparse knows only the text."""
+
+
 def _is_text(action: argparse.Action) -> bool:
     return action.type in (str, _text_or_none)
 
@@ -255,7 +263,7 @@ def _checked_value(action: argparse.Action, value: Any, config_path: str) -> Any
                 return [_mapping(item) for item in items]
         return [_converted(action, item, config_path) for item in items]
     if isinstance(value, (dict, list)):
-        if _is_text(action) or action.type is dict:
+        if type(value).__name__ in _FIELD_TYPES.get(action.dest, ""):
             return value
         raise CommandError(f"`{action.dest}` is {value!r} in {config_path}; give one value.")
     return _converted(action, value, config_path)

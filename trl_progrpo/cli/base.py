@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import logging
+import os
+import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -102,6 +106,44 @@ def user_errors(*kinds: type[Exception], ours_only: bool = False) -> Iterator[No
         raise CommandError(str(error).strip() or type(error).__name__) from error
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors and torch write their files in languages of their own, and what they raise is no OSError.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
+
+
+@contextmanager
+def full_disk_errors(folder: str) -> Iterator[None]:
+    """
+    Turns what is raised when a disk has no room for a file into a [`CommandError`] that names the file, or else `folder`.
+
+    Args:
+        folder (`str`): the output folder of the run, below which files are written.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _no_room(error)
+        if reason is None:
+            raise
+        # Not all of them say which file it was.
+        file = getattr(error, "filename", None)
+        raise CommandError(
+            f"{repr(str(file)) if file else f'a file in `output_dir` {folder!r}'} could not be written ({reason}); make room "
+            "there, then go on with --resume_from_checkpoint true if there is a checkpoint, or choose another `output_dir`."
+        ) from error
+
+
+def _no_room(error: Exception) -> str | None:
+    number = error.errno if isinstance(error, OSError) else None
+    found = _OS_ERROR.search(str(error))
+    number = int(found[1]) if found is not None else number
+    if number in _NO_ROOM:
+        return os.strerror(number)
+    by_torch = isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITER)
+    return "the disk is full, or writing failed otherwise" if by_torch else None
+
+
 def _raised_here(traceback: TracebackType | None) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -121,6 +163,8 @@ def quieten_libraries() -> None:
     import transformers
     from diffusers.utils import logging as diffusers_logging
 
+    # Of one library about another; asked for the configuration of a model, and no business of the user's.
+    warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
     for logger in (transformers.utils.logging.get_logger("transformers"), diffusers_logging.get_logger("diffusers")):
         for handler in logger.handlers:
             handler.addFilter(_is_news)

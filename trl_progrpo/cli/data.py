@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,9 @@ BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".
 """Suffix of a local file -> builder of `datasets`."""
 
 DEFAULT_TEST_SPLIT = "test"
+
+_NO_ROWS = ("corresponds to no data", "at least one example when writing data")
+_BROKEN_FILE = re.compile(r"Failed to (?:load|read) .*?'([^']+)' with error")
 
 
 class NoSuchSplit(CommandError):
@@ -111,20 +118,27 @@ def load_source(
         name, data_files = BUILDERS[path.suffix], str(path)
     shown = data_files if path.is_file() else name
     try:
-        dataset = datasets.load_dataset(
-            str(path) if path.is_dir() else name,
-            config,
-            split=split,
-            streaming=streaming,
-            data_dir=data_dir,
-            data_files=data_files,
-        )
+        with _quiet_readers() as broken_files:
+            dataset = datasets.load_dataset(
+                str(path) if path.is_dir() else name,
+                config,
+                split=split,
+                streaming=streaming,
+                data_dir=data_dir,
+                data_files=data_files,
+            )
+            # A stream is opened by the first row that is asked for.
+            return _with_prompts(dataset, prompt_column)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise CommandError(_not_found(field, shown, str(error))) from error
     except StopIteration as error:
         raise CommandError(f"`{field}` {shown!r} holds no rows; give at least one prompt.") from error
     except (ValueError, OSError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
-        reason = _reason(error)
+        reason = "".join(f"{file}: " for file in broken_files if path.is_dir()) + _reason(error)
+        if any(words in reason for words in _NO_ROWS):
+            raise CommandError(
+                f"`{field}` {shown!r} holds no rows in `{split_field}` {split!r}; give at least one prompt."
+            ) from error
         if any(words in reason for words in ("Unknown split", "Bad split")):
             raise NoSuchSplit(f"`{field}` {shown!r} has no `{split_field}` {split!r} ({reason}).") from error
         if isinstance(error, ConnectionError):
@@ -135,7 +149,6 @@ def load_source(
         raise CommandError(
             f"`{field}` {shown!r} with `{split_field}` {split!r} could not be loaded ({reason}); check both."
         ) from error
-    return _with_prompts(dataset, prompt_column)
 
 
 def take_prompts(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
@@ -279,6 +292,27 @@ def _not_found(field: str, name: str, text: str) -> str:
         f"`{field}` {name!r} is no file or folder here and no dataset that you can read on the Hub; check the spelling, and "
         "for a private one run `hf auth login` or set HF_TOKEN."
     )
+
+
+@contextmanager
+def _quiet_readers() -> Iterator[list[str]]:
+    """Keeps what readers of files log before they raise off standard error; gives names of the files that it was about."""
+    files: list[str] = []
+
+    def is_news(record: logging.LogRecord) -> bool:
+        found = _BROKEN_FILE.match(record.getMessage())
+        if found is not None:
+            files.append(Path(found[1]).name)
+        return found is None
+
+    handlers = list(logging.getLogger("datasets").handlers)
+    for handler in handlers:
+        handler.addFilter(is_news)
+    try:
+        yield files
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_news)
 
 
 def _reason(error: BaseException) -> str:

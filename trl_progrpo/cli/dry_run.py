@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +35,16 @@ def dry_run(
         CommandError: for whatever would stop the run before it loads weights.
     """
     quieten_libraries()
-    from ..monitoring import check_trackers
+    from .preflight import check_arguments, check_previews, checkpoint_to_resume
 
+    checkpoint_to_resume(training_args)
     # Before the parts below change what they are given.
     config = resolved_config(script_args, model_args, training_args)
     processes = launched_processes(launcher) or training_args.world_size
     with user_errors():
-        check_trackers(training_args.report_to)
+        check_arguments(training_args)
         family, model = resolve_model(model_args, training_args)
+        check_previews(family, training_args)
         data, num_prompts = _data(script_args, training_args, processes)
         rewards, num_rewards, num_preview_rewards = resolve_rewards(script_args, training_args)
         policy, trained_steps = resolve_policy(family, training_args)
@@ -140,19 +143,13 @@ def resolve_model(
 
 
 def _data(script_args: ScriptArguments, args: ProGRPOConfig, processes: int) -> tuple[Lines, int | None]:
-    from ..data import check_prompts, check_size, check_stream_options, is_stream
+    from ..data import check_datasets, is_stream
     from .data import load_prompts
 
     train, evaluation = load_prompts(script_args, args.prompt_column)
-    check_prompts(train, args.prompt_column, "train_dataset")
-    if is_stream(train):
-        check_stream_options(args.max_steps, args.drop_text_encoders)
-        num_prompts, columns = None, train.column_names or list(next(iter(train)))
-    else:
-        num_prompts, columns = len(train), train.column_names
-        check_size(num_prompts, args.prompts_per_rollout * processes)
-    if evaluation is not None:
-        check_prompts(evaluation, args.prompt_column, "eval_dataset")
+    check_datasets(args, train, evaluation, processes)
+    num_prompts = None if is_stream(train) else len(train)
+    columns = train.column_names or list(next(iter(train)))
     others = [name for name in columns if name != args.prompt_column]
     return [
         ("training prompts", "a stream" if num_prompts is None else f"{num_prompts:,}"),
@@ -170,7 +167,8 @@ def resolve_rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> tuple[
     trained = [f"{name} (weight {weight:g})" for name, weight in zip(runner.names, runner.weights.tolist())]
     measured = RewardRunner(script_args.eval_reward_funcs).names if script_args.eval_reward_funcs else ["none"]
     previews = ProGRPOTrainer._make_preview_runner(args, script_args.preview_reward_funcs, runner)
-    pruned_by = ", ".join(previews.names) if args.prune_steps else "nothing, as there is no `prune_steps`"
+    has_previews = args.prune_steps or args.prune_schedule is not None
+    pruned_by = ", ".join(previews.names) if has_previews else "nothing, as there is no `prune_steps`"
     lines = [
         ("trained on", ", ".join(trained)),
         ("previews pruned by", pruned_by),
@@ -181,10 +179,14 @@ def resolve_rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> tuple[
 
 def resolve_policy(family: Family, args: ProGRPOConfig) -> tuple[Any, tuple[int, ...]]:
     """The policy and the steps that the first rollout trains."""
+    import numpy as np
+
     from ..progrpo_trainer import ProGRPOTrainer
 
     if args.eval_num_inference_steps is not None:
-        family.make_schedule(args.eval_num_inference_steps)
+        # numpy's warning would stand above the sentence of the refusal.
+        with np.errstate(invalid="ignore"):
+            family.make_schedule(args.eval_num_inference_steps)
     policy = ProGRPOTrainer._make_policy(args, type(family))
     return policy, args.train_steps(policy.stochastic_steps(family.make_schedule(args.num_inference_steps)))
 
@@ -197,6 +199,8 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
         checkpoints.append("on the final rewards")
     arrows = " -> ".join(map(str, schedule.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
     trained = prompts * args.num_generations
+    passes = trained * args.num_iterations * len(trained_steps)
+    update = f"{passes:,} forward and backward rows, {_updates(args)} optimiser steps"
     lines = [
         ("prompts", f"{prompts}"),
         ("per prompt", f"{arrows} trajectories, pruned by {args.pruning_rule}" if checkpoints else f"{arrows} trajectories"),
@@ -206,9 +210,21 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
         ("network evaluations", f"{_count(work.nfe)} rows ({work.nfe / unpruned:.0%} of no pruning)"),
         ("images decoded", f"{_count(work.decodes)}, and {_count(work.preview_decodes)} previews"),
         ("reward calls", f"{_count(work.reward_calls)} images"),
-        ("update", f"{trained * args.num_iterations * len(trained_steps):,} forward and backward rows, "
-                   f"{_updates(args)} optimiser steps"),
+        ("update", update),
     ]  # fmt: skip
+    if args.prune_schedule is not None:
+        interval = args.prune_schedule_interval
+        when = f"before the first rollout{f' and after every {interval}' if interval else ''}"
+        started = f"{trained:,} to {args.num_expansions * prompts:,}"
+        lines = [
+            lines[0],
+            ("per prompt", f"{args.num_generations} to {args.num_expansions} trajectories, by a schedule that is chosen {when}"),
+            *lines[2:4],
+            ("images started", f"{started}, trained on {trained:,}"),
+            ("network evaluations", f"{_bounds(args, counting)} rows"),
+            ("update", update),
+            ("each choice", _choosing_in_words(args, processes, counting)),
+        ]  # fmt: skip
     if args.audit_fraction > 0 and args.prune_steps:
         groups = args.audit_fraction * prompts
         lines.insert(2, ("audits", f"{groups:g} of these prompts on average are finished unpruned too, counted below"))
@@ -226,14 +242,31 @@ def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -
         rollouts = math.ceil(per_epoch * args.num_train_epochs)
         steps = rollouts * updates
     epochs = "" if per_epoch is None else f", {rollouts / per_epoch:.3g} passes over the prompts"
-    work = count_work(args, *counting, rollouts=rollouts)
-    return {
-        "the whole run": [
-            ("optimiser steps", f"{steps:,}"),
-            ("rollouts", f"{rollouts:,}{epochs}"),
-            ("network evaluations", f"{work.nfe * processes:,} rows in rollouts"),
-        ]
-    }
+    lines = [("optimiser steps", f"{steps:,}"), ("rollouts", f"{rollouts:,}{epochs}")]
+    if args.prune_schedule is not None:
+        lines.append(("network evaluations", f"{_bounds(args, counting, rollouts, processes)} rows in rollouts"))
+        lines.append(("choices of schedule", f"{1 + (rollouts - 1) // (args.prune_schedule_interval or rollouts)}"))
+    else:
+        work = count_work(args, *counting, rollouts=rollouts)
+        lines.append(("network evaluations", f"{work.nfe * processes:,} rows in rollouts"))
+    return {"the whole run": lines}
+
+
+def _bounds(args: ProGRPOConfig, counting: tuple, rollouts: int | None = None, times: int = 1) -> str:
+    """Network evaluations with no more trajectories than are trained on, to those with all that may be started finished."""
+    least = copy.copy(args)
+    least.num_expansions = args.num_generations
+    return " to ".join(f"{count_work(one, *counting, rollouts=rollouts).nfe * times:,}" for one in (least, args))
+
+
+def _choosing_in_words(args: ProGRPOConfig, processes: int, counting: tuple) -> str:
+    num_rewards, num_preview_rewards, nfe_per_row = counting
+    groups, steps = math.ceil(args.prune_schedule_groups / processes), args.num_inference_steps
+    rows, previews = groups * args.num_expansions, groups * args.num_expansions * (steps - 1)
+    return (
+        f"{groups} groups of {args.num_expansions}: {rows * steps * nfe_per_row:,} rows of network evaluations, {rows:,} "
+        f"images and {previews:,} previews, {rows * num_rewards + previews * num_preview_rewards:,} reward calls"
+    )
 
 
 def _updates(args: ProGRPOConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import sys
 import tempfile
@@ -16,8 +17,11 @@ from .base import CommandError, CommandParser, user_errors
 
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
     from PIL import Image
+
+    from ..families import Family
 
 
 def add_model_arguments(parser: CommandParser, required: bool) -> None:
@@ -55,10 +59,12 @@ def check_model_arguments(args: argparse.Namespace) -> None:
     Raises:
         CommandError: for what can be known to be wrong before the heavy imports.
     """
-    for name in ("num_inference_steps", "batch_size"):
-        if getattr(args, name) < 1:
+    for name in ("num_inference_steps", "batch_size", "height", "width", "max_sequence_length"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise CommandError(f"`--{name}` is {getattr(args, name)}; use at least 1.")
-    if not args.guidance_scale >= 1:
+    if not 0 <= args.seed < 2**63:
+        raise CommandError(f"`--seed` is {args.seed}; use a number from 0 to {2**63 - 1}.")
+    if not 1 <= args.guidance_scale < math.inf:
         raise CommandError(f"`--guidance_scale` is {args.guidance_scale}; use 1 for no guidance, or a number above 1.")
     if args.adapter is not None and os.path.isdir(args.adapter):
         if not any(Path(args.adapter).glob("*.safetensors")):
@@ -100,21 +106,16 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
     import torch
 
     from ..families import family_class, load_pipeline
+    from .skeleton import NoSkeleton, skeleton
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.dtype == "auto":
         dtype = torch.bfloat16 if device.startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32
     else:
         dtype = getattr(torch, args.dtype)
-    with user_errors():
-        revision = {} if args.model_revision == "main" else {"revision": args.model_revision}
-        family = family_class(args.model_name_or_path, **revision)
-        pipeline = load_pipeline(args.model_name_or_path, dtype, **revision)
-        _move(pipeline, device)
-        # The stock pipeline hands its latents to the VAE in the denoiser's dtype.
-        if pipeline.vae.dtype != dtype:
-            pipeline.vae.to(dtype)
-        family = family(
+
+    def make_family(pipeline: DiffusionPipeline) -> Family:
+        family = family_class(pipeline)(
             pipeline,
             height=args.height,
             width=args.width,
@@ -124,6 +125,24 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
         # numpy's warning would stand above the sentence of the refusal.
         with np.errstate(invalid="ignore"):
             family.make_schedule(args.num_inference_steps)
+        return family
+
+    _move(torch.nn.Linear(1, 1), device)
+    if args.adapter is not None:
+        _check_readable(args.adapter)
+    with user_errors():
+        revision = {} if args.model_revision == "main" else {"revision": args.model_revision}
+        try:
+            # First without weights, which take long to load.
+            make_family(skeleton(args.model_name_or_path, **revision))
+        except NoSkeleton:
+            pass
+        pipeline = load_pipeline(args.model_name_or_path, dtype, **revision)
+        _move(pipeline, device)
+        # The stock pipeline hands its latents to the VAE in the denoiser's dtype.
+        if pipeline.vae.dtype != dtype:
+            pipeline.vae.to(dtype)
+        family = make_family(pipeline)
         call = {"num_inference_steps": args.num_inference_steps, **family.pipeline_call_kwargs}
     if args.negative_prompt is not None:
         if "negative_prompt" not in inspect.signature(pipeline.__call__).parameters:
@@ -134,7 +153,21 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
     return pipeline, call
 
 
-def _move(pipeline: DiffusionPipeline, device: str) -> None:
+def _check_readable(adapter: str) -> None:
+    """Looks into a local file of weights, at what is in it and not at the weights."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in [Path(adapter)] if os.path.isfile(adapter) else Path(adapter).glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (OSError, SafetensorError) as error:
+            raise CommandError(
+                f"`--adapter` {adapter!r} cannot be read ({path.name}: {error}); give the folder of a LoRA run."
+            ) from error
+
+
+def _move(pipeline: DiffusionPipeline | torch.nn.Module, device: str) -> None:
     try:
         pipeline.to(device)
     except (RuntimeError, AssertionError) as error:

@@ -73,21 +73,18 @@ def images_of(path: str, prompt_column: str = "prompt", prompt: str | None = Non
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"line {number} of {file.name}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CommandError(f"{where} is no JSON ({error}).") from error
-            key = next((key for key in IMAGE_COLUMNS if isinstance(row, dict) and isinstance(row.get(key), str)), None)
-            if key is None:
-                raise CommandError(
-                    f"{where} names no image; give every row a file under {' or '.join(IMAGE_COLUMNS)!r}."
-                )
-            yield where, file.parent / row.pop(key), row
+    for number, line in enumerate(_text_of(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {file.name}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CommandError(f"{where} is no JSON ({error}); mend it.") from error
+        key = next((key for key in IMAGE_COLUMNS if isinstance(row, dict) and isinstance(row.get(key), str)), None)
+        if key is None:
+            raise CommandError(f"{where} names no image; give every row a file under {' or '.join(IMAGE_COLUMNS)!r}.")
+        yield where, file.parent / row.pop(key), row
 
 
 def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -97,7 +94,14 @@ def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, 
 
 def _file_row(path: Path, prompt_column: str) -> tuple[str, Path, dict[str, Any]]:
     text = path.with_suffix(".txt")
-    return path.name, path, {prompt_column: text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
+    return path.name, path, {prompt_column: _text_of(text).strip()} if text.is_file() else {}
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{str(file)!r} cannot be read ({error}); give it as text in UTF-8.") from error
 
 
 def _image_file(where: str, path: Path, row: dict[str, Any], prompt_column: str, prompt: str | None) -> ImageFile:
@@ -117,5 +121,7 @@ def _image_file(where: str, path: Path, row: dict[str, Any], prompt_column: str,
         with Image.open(path) as image:
             size = image.size
     except (OSError, UnidentifiedImageError) as error:
-        raise CommandError(f"{where}: {str(path)!r} cannot be read as an image ({error}).") from error
+        raise CommandError(
+            f"{where}: {str(path)!r} cannot be read as an image ({error}); give an image file."
+        ) from error
     return ImageFile(path, found, row, size)

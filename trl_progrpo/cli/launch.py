@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -78,6 +81,12 @@ def launch_arguments(launch: Sequence[str], training: Sequence[str], use_cpu: bo
     arguments = parser.parse_args([*_named_config(launch), "--module", "trl_progrpo.cli", *training])
     if arguments.training_script != "trl_progrpo.cli":
         raise CommandError(f"unexpected argument {arguments.training_script!r}; values follow a flag.")
+    for name in ("num_processes", "num_machines"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise CommandError(f"`--{name}` is {value}; use at least 1.")
+    if arguments.config_file is not None:
+        _check_config_file(arguments.config_file)
     several = arguments.num_processes is not None and arguments.num_processes > 1
     if use_cpu and several and arguments.config_file is None and not arguments.use_fsdp:
         # Otherwise accelerate counts GPUs, finds none, and silently starts one process.
@@ -90,13 +99,19 @@ def launch(arguments: argparse.Namespace) -> int:
     import subprocess
 
     from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ[LAUNCHED] = "1"
+    # What processes that are told to stop get for their step and their checkpoint; torch would kill them after 30 seconds.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     try:
-        launch_command(arguments)
+        with _passing_sigterm_on():
+            launch_command(arguments)
     except subprocess.CalledProcessError as error:
-        return error.returncode
+        return error.returncode if error.returncode > 0 else 128 - error.returncode
+    except SignalException as error:
+        return 128 + error.sigval
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
     except (ValueError, ImportError) as error:
@@ -104,6 +119,29 @@ def launch(arguments: argparse.Namespace) -> int:
     finally:
         del os.environ[LAUNCHED]
     return 0
+
+
+@contextmanager
+def _passing_sigterm_on() -> Iterator[None]:
+    """A single process is started without anybody to tell it; of several, torch's launcher takes care, from its start on."""
+    import psutil
+
+    def pass_on(signum, frame):
+        children = psutil.Process().children()
+        for child in children:
+            child.send_signal(signum)
+        if not children:
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def accelerate_configs() -> list[str]:
@@ -143,6 +181,25 @@ def _named_config(launch: Sequence[str]) -> list[str]:
             )
         name = str(resources.files("trl").joinpath("accelerate_configs", f"{name}.yaml"))
     return ["--config_file", name, *rest]
+
+
+def _check_config_file(path: str) -> None:
+    """Reads it as accelerate will."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from yaml import YAMLError
+
+    try:
+        load_config_from_file(path)
+    # A file that holds no mapping is found out by whatever it lacks.
+    except (OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
+        if not Path(path).is_file():
+            raise CommandError(
+                f"`--config_file` {path!r} is no file; give one that `accelerate config` wrote."
+            ) from error
+        raise CommandError(
+            f"`--config_file` {path!r} is no configuration of accelerate ({str(error).rstrip('.')}); give one that `accelerate "
+            "config` wrote."
+        ) from error
 
 
 def _not_in(unknown: Sequence[str], options: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .base import CommandError, quieten_libraries, user_errors
+from .generate import check_writable
 from .plan_measure import count, measure, rows_of
 from .plan_schedule import calibrate, level_name, noise_levels
 
@@ -190,7 +191,16 @@ def make_plan(
             config,
             options.output or os.path.join(training_args.output_dir, "planned.yaml"),
         )
-    return Plan(facts, methods, _verdict(methods, Option, verdict), notes, updates, flops, seconds, calibration)
+    said = _verdict(methods, Option, verdict)
+    if training_args.prune_schedule is not None:
+        started, kept = schedule.num_expansions, schedule.num_generations
+        facts["group"] = f"at most {started} → {kept}, chosen by the run itself (prune_schedule auto)"
+        said = (
+            f"This run chooses its schedule before the first rollout, on groups that it records: plain GRPO with {kept}, or "
+            f'pruning of at most {started}. "This run" above stands for the largest of these, {started} finished and {kept} '
+            "chosen among them. `--calibrate` records groups and chooses now."
+        )
+    return Plan(facts, methods, said, notes, updates, flops, seconds, calibration)
 
 
 def alternatives(schedule: PruneSchedule) -> list[tuple[str, PruneSchedule]]:
@@ -216,11 +226,9 @@ def _verdict(methods: list[Method], option, verdict) -> str:
 
 
 def _facts(args, schedule, trained_steps, policy, updates: int, processes: int) -> dict[str, str]:
-    pruned = [f"after step {step}" for step in schedule.prune_steps]
-    pruned += ["on the finished images"] if schedule.selects_on_finished else []
     guidance = "off" if args.guidance_scale == 1 else f"{args.guidance_scale:g}"
     return {
-        "group": " → ".join(map(str, schedule.sizes)) + (f" ({', '.join(pruned)})" if pruned else ""),
+        "group": schedule.in_words(),
         "rollout": f"{args.prompts_per_rollout} prompts, {args.num_inference_steps} steps, {len(trained_steps)} of them "
         f"trained; {updates} update{'s' if updates > 1 else ''}",
         "policy": f"{policy!r}, guidance {guidance}",
@@ -233,6 +241,13 @@ def _check(options: argparse.Namespace, args: ProGRPOConfig) -> None:
         value = getattr(options, name)
         if not value > 0:
             raise CommandError(f"`--{name}` is {value:g}; give a positive number, or --no_time.")
+    for name in ("noise_levels", "calibration_expansions", "output"):
+        if getattr(options, name) is not None and not options.calibrate:
+            raise CommandError(
+                f"`--{name}` is {getattr(options, name)} without --calibrate; give that too, or leave it away."
+            )
+    if options.output is not None:
+        check_writable("--output", options.output)
     started = options.calibration_expansions
     if started is not None and started < args.num_expansions:
         raise CommandError(

@@ -71,7 +71,9 @@ def measure(
         small = calibration_config(training_args, folder, previews=options.calibrate)
         trainer = make_trainer(script_args, model_args, small, rows)
         started = options.calibration_expansions
-        started = started or max(training_args.num_expansions, 4 * training_args.num_generations)
+        if started is None and training_args.prune_schedule is None:
+            started = max(training_args.num_expansions, 4 * training_args.num_generations)
+        started = started or training_args.num_expansions
         steps = training_args.num_inference_steps
         with user_errors(ours_only=True):
             # First, for measuring trains.

@@ -61,7 +61,7 @@ def noise_levels(
     args: ProGRPOConfig, family: Family, wanted: Sequence[float] | None
 ) -> list[tuple[float, Policy, tuple]]:
     """
-    Noise level, policy and trained steps of everything that is to be recorded, the configured level first.
+    Noise level, policy and noisy steps of everything that is to be recorded, the configured level first.
 
     Args:
         args ([`ProGRPOConfig`]): of the run.
@@ -84,7 +84,9 @@ def noise_levels(
     for level in dict.fromkeys([configured, *levels]):
         changed = copy.copy(args)
         setattr(changed, name, level)
-        found.append((level, *resolve_policy(family, changed)))
+        policy, _ = resolve_policy(family, changed)
+        noisy = changed.noise_steps(policy.stochastic_steps(family.make_schedule(changed.num_inference_steps)))
+        found.append((level, policy, noisy))
     return found
 
 
@@ -105,10 +107,10 @@ def record(
     from ..calibration import record_untrained
 
     recorded = []
-    for level, policy, trained_steps in levels:
+    for level, policy, noise_steps in levels:
         say(f"Recording {len(rows)} groups of {num_expansions} with noise {level:g} ...")
         recorded.append(
-            record_untrained(trainer, rows, level, policy, trained_steps, num_inference_steps, num_expansions)
+            record_untrained(trainer, rows, level, policy, noise_steps, num_inference_steps, num_expansions)
         )
     return recorded
 
@@ -155,6 +157,7 @@ def _write(calibration: Calibration, config: Mapping[str, Any]) -> None:
     proposed = calibration.proposed
     schedule = proposed.schedule
     changed = {**config, "num_expansions": schedule.num_expansions, calibration.level_name: proposed.level}
+    changed.pop("prune_schedule", None)
     for key, values in (("prune_steps", schedule.prune_steps), ("prune_sizes", schedule.prune_sizes)):
         changed.pop(key, None)
         if values:

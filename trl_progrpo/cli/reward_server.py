@@ -138,7 +138,9 @@ def _token_source(file: str | None, variable: str) -> tuple[str, str]:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"`--token_file` {file!r} cannot be read ({type(error).__name__}).") from error
+        raise CommandError(
+            f"`--token_file` {file!r} cannot be read ({type(error).__name__}); give a file with the token."
+        ) from error
     if not text.strip():
         raise CommandError(f"`--token_file` {file!r} is empty; put the token into it.")
     return text, f"`--token_file` {file!r}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .base import CommandError, CommandParser, quieten_libraries, user_errors
 from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
+from .image_files import SUFFIXES
 
 
 def run(argv: Sequence[str]) -> int:
@@ -57,6 +58,8 @@ def _check(args: argparse.Namespace) -> None:
         if not prompt.strip():
             raise CommandError(f"`--prompts` number {index + 1} is empty; give every prompt some text.")
     check_writable("--output", args.output)
+    if Path(args.output).suffix.lower() not in SUFFIXES:
+        raise CommandError(f"`--output` is {args.output!r}, a file of unknown kind; use one of {', '.join(SUFFIXES)}.")
 
 
 def _default_prompts() -> list[str]:

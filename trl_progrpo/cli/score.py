@@ -43,7 +43,12 @@ def run(argv: Sequence[str]) -> int:
         if len(records) > 1:
             print_table(records)
     if args.output is not None:
-        Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        try:
+            Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise CommandError(
+                f"`--output` {args.output!r} cannot be written ({error.strerror}); the scores are above, choose another file."
+            ) from error
     return 0
 
 

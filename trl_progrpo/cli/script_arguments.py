@@ -143,7 +143,7 @@ class ModelArguments(ModelConfig):
         lora_target_modules (`list[str]`, *optional*): the model family's attention projections when unset.
 
     Raises:
-        ValueError: if the model is not set.
+        ValueError: if the model is not set, or a number of the adapter is out of range.
     """
 
     use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; off trains the whole denoiser."})
@@ -182,3 +182,10 @@ class ModelArguments(ModelConfig):
             raise ValueError(
                 "`model_name_or_path` is not set; give 'shapes', a diffusers pipeline's folder, or its name on the Hub."
             )
+        if not self.use_peft:
+            return
+        for name in ("lora_r", "lora_alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}; use at least 1, or `use_peft` False for no adapter."
+                )

@@ -18,6 +18,10 @@ HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
 """Options of `from_pretrained` that say where files are."""
 
 
+class NoSkeleton(ValueError):
+    """Nothing is known of a model before its weights are loaded: its pipeline or its networks are not those of diffusers."""
+
+
 def skeleton(model: str, text_encoders: bool = False, **kwargs: Any) -> diffusers.DiffusionPipeline:
     """
     The pipeline of `model` with its scheduler, and with networks of the right shape and no weights (on the `meta` device).
@@ -30,11 +34,18 @@ def skeleton(model: str, text_encoders: bool = False, **kwargs: Any) -> diffuser
         kwargs: of [`HUB_OPTIONS`].
 
     Raises:
-        ValueError: as [`~families.family_class`] does; if a tokenizer cannot be read.
+        NoSkeleton: if the pipeline or its denoiser is of a class that diffusers does not have.
+        ValueError: as [`~families.family_class`] does; if a tokenizer or a component's configuration cannot be read.
     """
-    family_class(model, **kwargs)
+    family = family_class(model, **kwargs)
     path = str(EMBEDDED[model]()) if model in EMBEDDED else model
     index = diffusers.DiffusionPipeline.load_config(path, **kwargs)
+    denoiser = index.get(family.denoiser_name) or [None, None]
+    if not hasattr(diffusers, index["_class_name"]) or denoiser[0] != "diffusers":
+        raise NoSkeleton(
+            f"`model` {model!r} is a {index['_class_name']} of classes that diffusers does not have, so that nothing is known "
+            "of it before its weights are loaded; use `trl-progrpo train` without --dry_run."
+        )
     parts = {name: value for name, value in index.items() if not name.startswith("_")}
     components = {
         name: _component(path, name, value, text_encoders, kwargs) if isinstance(value, (list, tuple)) else value
@@ -73,7 +84,14 @@ def _component(path: str, name: str, value: list[str | None], text_encoders: boo
     kind = getattr(diffusers, class_name, None) if library == "diffusers" else None
     if kind is None:
         return None
-    config = kind.load_config(path, subfolder=name, **kwargs)
+    try:
+        config = kind.load_config(path, subfolder=name, **kwargs)
+    except OSError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"`model` {path!r} has no configuration of its {name} that can be read ({reason}); give a folder that is whole, or "
+            "a Hub name."
+        ) from error
     if not issubclass(kind, torch.nn.Module):
         return kind.from_config(config)
     with torch.device("meta"):

@@ -26,6 +26,7 @@ def summary(
     code: str,
     group_sizes: Mapping[int, tuple[int, int]] | None = None,
     num_inference_steps: int | None = None,
+    schedule: str | None = None,
     console: Console | None = None,
 ) -> None:
     """
@@ -40,6 +41,7 @@ def summary(
         code (`str`): Python that loads and samples; printed as it is, for copying.
         group_sizes (`Mapping[int, tuple[int, int]]`, *optional*): see [`~plots.prune_group_sizes`].
         num_inference_steps (`int`, *optional*): denoising steps of a rollout.
+        schedule (`str`, *optional*): a sentence about the schedule that the run has chosen.
         console ([`~rich.console.Console`], *optional*): standard output when unset.
     """
     from rich.console import Console
@@ -54,6 +56,9 @@ def summary(
         if table is not None:
             console.print()
             console.print(table)
+    if schedule is not None:
+        console.print("\n[bold]Schedule[/bold]\n")
+        console.print(schedule.replace("`", ""), markup=False)
     console.print("\n[bold]Files[/bold]")
     width = max(map(len, files), default=0)
     for label, path in files.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, CommandParser, quieten_libraries, user_errors
+from .base import CommandError, CommandParser, full_disk_errors, quieten_libraries, user_errors
 
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ def run(argv: Sequence[str]) -> int:
         from .launch import launch
 
         return launch(launcher)
-    train(script_args, model_args, training_args)
+    with full_disk_errors(training_args.output_dir):
+        trainer = train(script_args, model_args, training_args)
+    if trainer.stopped_by_signal:
+        from ..stopping import EXIT_CODE
+
+        return EXIT_CODE
     return 0
 
 
@@ -91,14 +96,28 @@ def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
         return flags, {}, ""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Of a key that comes twice, YAML silently takes the last."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [str(key.value).replace("-", "_") for key, _ in node.value]
+            again = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+            if again is not None:
+                raise CommandError(f"`{again}` comes twice in {known.config}; keep one of the lines.")
+            return super().construct_mapping(node, deep)
+
     try:
-        config = yaml.safe_load(Path(known.config).read_text(encoding="utf-8"))
+        config = yaml.load(Path(known.config).read_text(encoding="utf-8"), Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(
-            f"`--config` {known.config!r} cannot be read ({getattr(error, 'strerror', error)})."
+            f"`--config` {known.config!r} cannot be read ({getattr(error, 'strerror', error)}); check the path."
         ) from error
     except yaml.YAMLError as error:
-        raise CommandError(f"`--config` {known.config!r} is no valid YAML: {error}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise CommandError(
+            f"`--config` {known.config!r}{where} is no valid YAML ({problem or error}); mend it."
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
         raise CommandError(f"`--config` {known.config!r} must hold `key: value` lines (and `env`, if any, below it).")
     return flags, config, known.config
@@ -113,8 +132,9 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
     """
     quieten_libraries()
     from ..validation import distinct_rows
+    from .preflight import checkpoint_to_resume
 
-    resume = _checkpoint(training_args)
+    resume = checkpoint_to_resume(training_args)
     trainer, train_dataset, eval_dataset = _build(script_args, model_args, training_args)
     main_process, output_dir = trainer.is_world_process_zero(), training_args.output_dir
     if main_process:
@@ -128,6 +148,8 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         before = trainer.evaluate() if eval_dataset is not None else None
         images = [_generate(trainer, grid_rows)] if script_args.plot else []
         trainer.train(resume_from_checkpoint=resume)
+        if trainer.stopped_by_signal:
+            return _leave(trainer)
         after = _evaluate_after(trainer) if eval_dataset is not None else None
         images += [_generate(trainer, grid_rows)] if script_args.plot else []
         # Not pushed yet: plots and the finished card go with it.
@@ -139,6 +161,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
     trainer.create_model_card(dataset_name=_hub_datasets(script_args))
     if main_process:
         from ..model_card import loading_code
+        from ..model_card.facts import describe_schedule
         from ..plots import prune_group_sizes
         from .summary import summary
 
@@ -148,8 +171,9 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
             trainer.state.log_history,
             files=_saved_files(trainer, output_dir) | files,
             code=loading_code(trainer, output_dir),
-            group_sizes=prune_group_sizes(training_args),
+            group_sizes=prune_group_sizes(training_args, trainer.schedule_choices),
             num_inference_steps=training_args.num_inference_steps,
+            schedule=describe_schedule(training_args, trainer.schedule_choices) if trainer.schedule_choices else None,
         )
     if training_args.push_to_hub:
         # Last: it may take long, or fail, and what it says then is what the user needs to read.
@@ -160,10 +184,26 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
     return trainer
 
 
+def _leave(trainer: ProGRPOTrainer) -> ProGRPOTrainer:
+    """Says how to go on; what would come after the training is left to the run that does."""
+    if trainer.is_world_process_zero():
+        args, step = trainer.args, trainer.state.global_step
+        print(
+            f"trl-progrpo train: stopped by SIGTERM after step {step} of {trainer.state.max_steps}; run the same command with "
+            f"`--resume_from_checkpoint last` to go on from {args.output_dir}/checkpoint-{step}.",
+            file=sys.stderr,
+        )
+    # A launcher ends the other processes when one is gone.
+    trainer.accelerator.wait_for_everyone()
+    return trainer
+
+
 def _build(script_args, model_args, training_args) -> tuple[ProGRPOTrainer, Dataset, Dataset | None]:
     from .data import load_prompts
+    from .preflight import preflight
 
     train_dataset, eval_dataset = load_prompts(script_args, training_args.prompt_column)
+    preflight(model_args, training_args)
     trainer = make_trainer(
         script_args,
         model_args,
@@ -220,24 +260,6 @@ def lora_config(model_args: ModelArguments):
         use_dora=model_args.use_dora,
         init_lora_weights="gaussian",
     )
-
-
-def _checkpoint(training_args: ProGRPOConfig) -> str | None:
-    """`resume_from_checkpoint` as a folder; `true` and `last` mean the newest in `output_dir`."""
-    value = training_args.resume_from_checkpoint
-    if value is None or str(value).lower() in ("false", "no", ""):
-        return None
-    if str(value).lower() not in ("true", "yes", "last"):
-        return value
-    from transformers.trainer_utils import get_last_checkpoint
-
-    newest = get_last_checkpoint(training_args.output_dir)
-    if newest is None:
-        raise CommandError(
-            f"`resume_from_checkpoint` is {value}, but `output_dir` {training_args.output_dir!r} has no checkpoint; "
-            "leave it unset to start afresh."
-        )
-    return newest
 
 
 def _notice(script_args, training_args, train_dataset, eval_dataset) -> None:
@@ -297,7 +319,10 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     )
     written["reward curve"] = plots.reward_curve(log_history, folder / "reward_curve.png")
     written["prune funnel"] = plots.prune_funnel(
-        log_history, folder / "prune_funnel.png", plots.prune_group_sizes(args), args.num_inference_steps
+        log_history,
+        folder / "prune_funnel.png",
+        plots.prune_group_sizes(args, trainer.schedule_choices),
+        args.num_inference_steps,
     )
     written["report"] = _report(trainer, prompts, images, scores)
     return {label: path for label, path in written.items() if path is not None}

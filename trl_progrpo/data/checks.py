@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .order import check_size
-from .prompts import as_prompts, check_prompts, check_stream_options, is_stream
+from .prompts import as_prompts, check_prompts, check_stream_options, check_variety, is_stream
 
 
 if TYPE_CHECKING:
@@ -23,23 +23,34 @@ def as_eval_prompts(eval_dataset: Any, prompt_column: str) -> Any:
     }
 
 
-def check_datasets(args: ProGRPOConfig, train_dataset: Any, eval_dataset: Any | Mapping[str, Any]) -> None:
+def check_datasets(
+    args: ProGRPOConfig, train_dataset: Any, eval_dataset: Any | Mapping[str, Any], processes: int | None = None
+) -> None:
     """
     Args:
         args ([`ProGRPOConfig`]): of the run.
         train_dataset (as of [`as_prompts`], or `None`): what is trained on.
         eval_dataset (as of [`as_eval_prompts`], or `None`): what is evaluated on.
+        processes (`int`, *optional*): how many share a rollout; as many as there are when unset.
 
     Raises:
-        ValueError: as [`check_prompts`], [`check_size`] and [`check_stream_options`].
+        ValueError: as [`check_prompts`], [`check_size`], [`check_variety`] and [`check_stream_options`]; or if evaluations
+            are wanted and there is nothing to evaluate on.
     """
     if train_dataset is not None:
         check_prompts(train_dataset, args.prompt_column, "train_dataset")
         if is_stream(train_dataset):
             check_stream_options(args.max_steps, args.drop_text_encoders)
         else:
-            check_size(len(train_dataset), args.prompts_per_rollout * args.world_size)
+            check_size(len(train_dataset), args.prompts_per_rollout * (processes or args.world_size))
+            check_variety(train_dataset, args.prompt_column, "train_dataset")
     for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
         if dataset is not None:
             named = f"eval_dataset[{name!r}]" if name else "eval_dataset"
             check_prompts(dataset, args.prompt_column, named, streams=False)
+    wanted = getattr(args.eval_strategy, "value", args.eval_strategy)
+    if eval_dataset is None and wanted != "no":
+        raise ValueError(
+            f"`eval_strategy` is {wanted}, but there is no `eval_dataset`; give held-out prompts (on the command line as "
+            "`dataset_test_split` or `test_split_size`), or use no."
+        )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -111,6 +112,39 @@ def check_prompts(dataset: Any, prompt_column: str, name: str, streams: bool = T
         check_prompt(prompt, f"`{name}` row {index}", prompt_column)
 
 
+def check_variety(dataset: Any, prompt_column: str, name: str) -> None:
+    """
+    Looks for prompts that come more than once, among the first [`LOOKED_AT`] rows; a stream is not looked at.
+
+    Args:
+        dataset (`Any`): what [`check_prompts`] has passed.
+        prompt_column (`str`): where the prompts are.
+        name (`str`): the argument it was given as.
+
+    Raises:
+        ValueError: if all of several rows have the same prompt. A warning if some rows are the same in all columns.
+    """
+    if is_stream(dataset) or len(dataset) < 2:
+        return
+    first = dataset[0][prompt_column]
+    if all(prompt == first for prompt in _column(dataset, prompt_column)):
+        raise ValueError(
+            f"`{name}` has {len(dataset)} rows, and all of them the prompt {first!r}; give different prompts, or a single row "
+            "if only this one is to be trained on."
+        )
+    prompts = list(islice(_column(dataset, prompt_column), LOOKED_AT))
+    counts = Counter(prompts)
+    # The same prompt with other columns, such as another target, is another task.
+    rows = [repr(dataset[index]) for index, prompt in enumerate(prompts) if counts[prompt] > 1]
+    repeated = len(rows) - len(set(rows))
+    if repeated:
+        warnings.warn(
+            f"{repeated} of the first {len(prompts)} rows of `{name}` are the same as a row before them, so their prompts are "
+            "trained on more often than others; remove repeated rows if that is not meant.",
+            stacklevel=3,
+        )
+
+
 def _check_rows(rows: Sequence[Any], name: str) -> None:
     """A list is batched by the keys of its first row, so all rows must have them."""
     for index in range(len(rows)):
@@ -172,7 +206,8 @@ def blank_texts(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _column(dataset: Any, name: str) -> Iterable[Any]:
     if isinstance(dataset, Dataset):
-        return dataset[name]
+        # Page by page, so that whoever stops early reads little.
+        return (value for page in dataset.select_columns(name).iter(_CHUNK) for value in page[name])
     return (dataset[index][name] for index in range(len(dataset)))
 
 

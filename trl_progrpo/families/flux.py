@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..types import Conditioning, Schedule
+from ..types import Conditioning, Schedule, to_device
 from .base import Family, register_family, to_unit_range
 from .flow_schedule import linear_flow_schedule, resolution_shift
 
@@ -115,7 +115,6 @@ class FluxFamily(DistilledGuidanceMixin, Family):
         return linear_flow_schedule(scheduler, num_inference_steps, resolution_shift(scheduler, self.latent_shape[0]))
 
     def denoise(self, denoiser, latents, timestep, tensors):
-        placement = {"device": latents.device, "dtype": latents.dtype}
         patches = (self.height // self.size_multiple, self.width // self.size_multiple)
         return denoiser(
             hidden_states=latents,
@@ -124,8 +123,11 @@ class FluxFamily(DistilledGuidanceMixin, Family):
             guidance=self.guidance(latents),
             pooled_projections=tensors["pooled_prompt_embeds"],
             encoder_hidden_states=tensors["prompt_embeds"],
-            txt_ids=torch.zeros(tensors["prompt_embeds"].shape[1], 3, **placement),
-            img_ids=self.pipeline._prepare_latent_image_ids(len(latents), *patches, **placement),
+            txt_ids=latents.new_zeros(tensors["prompt_embeds"].shape[1], 3),
+            # Made on the host by the pipeline, whose own copy would let the host wait for the device.
+            img_ids=to_device(
+                self.pipeline._prepare_latent_image_ids(len(latents), *patches, "cpu", latents.dtype), latents.device
+            ),
             return_dict=False,
         )[0]
 

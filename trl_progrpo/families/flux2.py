@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 
-from ..types import Conditioning, Schedule
+from ..types import Conditioning, Schedule, to_device
 from .base import Family, chat_tokens, register_family, to_unit_range
 from .flow_schedule import linear_flow_schedule
 from .flux import DistilledGuidanceMixin
@@ -64,8 +64,8 @@ class _Flux2Base(Family):
             guidance=self.guidance(latents),
             encoder_hidden_states=tensors["prompt_embeds"],
             # The same positions in every row; the transformer takes them without a batch dimension.
-            txt_ids=self.pipeline._prepare_text_ids(tensors["prompt_embeds"][:1])[0].to(latents.device),
-            img_ids=self.pipeline._prepare_latent_ids(latents[:1])[0].to(latents.device),
+            txt_ids=to_device(self.pipeline._prepare_text_ids(tensors["prompt_embeds"][:1])[0], latents.device),
+            img_ids=to_device(self.pipeline._prepare_latent_ids(latents[:1])[0], latents.device),
             return_dict=False,
         )[0]
         return output.transpose(1, 2).reshape(latents.shape)

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from ..tiny import model_path, preview_decoder_path
@@ -96,7 +97,7 @@ def load_pipeline(
         kwargs: for [`~diffusers.DiffusionPipeline.from_pretrained`].
 
     Raises:
-        ValueError: as [`family_class`] does, before any weights are read.
+        ValueError: as [`family_class`] does, before any weights are read; if weights are missing or damaged.
     """
     if not isinstance(model, str):
         return model
@@ -104,8 +105,14 @@ def load_pipeline(
     path = _resolve(model)
     index = _read_index(path, **kwargs)
     missing = missing_components(family, index)
-    with _quiet() if model in EMBEDDED else nullcontext():
-        pipeline = DiffusionPipeline.from_pretrained(path, **{"dtype": dtype, **missing, **kwargs})
+    try:
+        with _quiet() if model in EMBEDDED else nullcontext():
+            pipeline = DiffusionPipeline.from_pretrained(path, **{"dtype": dtype, **missing, **kwargs})
+    except (OSError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(
+            f"`model` {model!r} could not be loaded ({reason}); give a folder that is whole, or load it from the Hub again."
+        ) from error
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.vae.dtype != torch.float32:
         pipeline.vae.to(torch.float32)

@@ -45,6 +45,7 @@ def write_model_card(
     dataset_name: str | Sequence[str] | None = None,
     tags: str | Sequence[str] | None = None,
     pictures: bool = True,
+    place: str | None = None,
 ) -> None:
     """
     Writes `README.md` into `output_dir`, and into `images/` beside it the pictures it shows.
@@ -59,6 +60,7 @@ def write_model_card(
         dataset_name (`str` or `list[str]`, *optional*): Hub name of the training prompts.
         tags (`str` or `list[str]`, *optional*): more tags for the header.
         pictures (`bool`, *optional*, defaults to `True`): whether to sample and draw any.
+        place (`str`, *optional*): where the card will be found, if it is not `output_dir`.
     """
     from ..plots import prune_group_sizes, prune_table
 
@@ -80,7 +82,7 @@ def write_model_card(
         widget=widget(shown) or None,
         **inherited_license(trainer.model_name, token),
     )
-    source = trainer.hub_model_id or _path_for_others(output_dir)
+    source = trainer.hub_model_id or _path_for_others(place or output_dir)
     best_step = trainer.state.best_global_step if args.load_best_model_at_end else None
     card = ModelCard.from_template(
         data,
@@ -96,7 +98,7 @@ def write_model_card(
         pictures=shown,
         has_curve=pictures and trainer.card_pictures.write_curve(output_dir),
         settings=settings_table(trainer),
-        funnel=prune_table(history, prune_group_sizes(args), args.num_inference_steps),
+        funnel=prune_table(history, prune_group_sizes(args, trainer.schedule_choices), args.num_inference_steps),
         audits=audit_table(history),
         nfe=network_evaluations(history, args, trainer.family.nfe_per_row),
         compute=compute_table(history),

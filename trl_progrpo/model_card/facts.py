@@ -7,11 +7,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import __version__
+from ..cost import SCHEDULE_FIELDS
 from ..metrics import checkpoint_means
 from ..timing import phase_seconds
 
@@ -34,8 +36,27 @@ def training_reward(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float
     return {"first": first["reward"], "first_step": first["step"], "last": last["reward"], "last_step": last["step"]}
 
 
-def describe_schedule(args: ProGRPOConfig) -> str:
-    """One sentence: what was started, pruned and trained."""
+def describe_schedule(args: ProGRPOConfig, choices: Sequence[Mapping[str, Any]] = ()) -> str:
+    """
+    One sentence: what was started, pruned and trained.
+
+    Args:
+        args ([`ProGRPOConfig`]): of the run.
+        choices (`Sequence[Mapping]`, *optional*): schedules of a run that chose them itself, see
+            [`~auto_schedule.ScheduleChoices`].
+    """
+    if choices:
+        last = SimpleNamespace(
+            **{**vars(args), **{name: choices[-1][name] for name in SCHEDULE_FIELDS}, "prune_schedule": None}
+        )
+        when = "once" if len(choices) == 1 else f"{len(choices)} times, from rollout {choices[-1]['rollout']} on"
+        return f"Chosen by measurement ({when}): {describe_schedule(last)}"
+    if getattr(args, "prune_schedule", None) is not None:
+        interval = args.prune_schedule_interval
+        return (
+            f"A schedule of at most {args.num_expansions} trajectories per prompt, chosen by measurement before the first "
+            f"rollout{f' and after every {interval}' if interval else ''}; {args.num_generations} are trained on."
+        )
     if args.num_expansions == args.num_generations:
         return f"Plain GRPO: {args.num_generations} trajectories per prompt, all trained on."
     sizes = " → ".join(str(size) for size in [args.num_expansions, *(args.prune_sizes or [])])
@@ -60,7 +81,7 @@ def settings_table(trainer: ProGRPOTrainer) -> list[tuple[str, str]]:
     count = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
     rows = [
         ("training prompts", f"{count:,}" if count is not None else "streamed" if trainer.train_dataset else None),
-        ("trajectories", describe_schedule(args).rstrip(".")),
+        ("trajectories", describe_schedule(args, trainer.schedule_choices).rstrip(".")),
         ("sampling", f"{args.num_inference_steps} steps, guidance scale {args.guidance_scale}"),
         ("policy", f"`{policy}`, {level}"),
         (
@@ -92,15 +113,20 @@ def network_evaluations(
 ) -> dict[str, float] | None:
     """
     Network evaluations of a rollout on one device, in rows: `measured`, mean over the run; `unpruned`, had every started
-    trajectory been finished; `plain`, had only those been started that were trained on. `None` if none was logged.
+    trajectory been finished; `plain`, had only those been started that were trained on. `None` if none was logged. What
+    was sampled to choose a schedule by is not counted.
     """
     logged = [entry["sampling/nfe"] for entry in log_history if "sampling/nfe" in entry]
     if not logged:
         return None
     per_member = args.prompts_per_rollout * args.num_inference_steps * nfe_per_row
+    chosen = [
+        entry["prune_schedule/num_expansions"] for entry in log_history if "prune_schedule/num_expansions" in entry
+    ]
+    started = math.fsum(chosen) / len(chosen) if chosen else args.num_expansions
     return {
         "measured": math.fsum(logged) / len(logged),
-        "unpruned": per_member * args.num_expansions,
+        "unpruned": per_member * started,
         "plain": per_member * args.num_generations,
     }
 

@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from ..progrpo_trainer import ProGRPOTrainer
 
 
-PACKAGES = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX")}
-"""Tracker that is sent pictures -> packages of which it needs one."""
+PACKAGES = {
+    "wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",),
+    "comet_ml": ("comet_ml",), "neptune": ("neptune",), "codecarbon": ("codecarbon",), "clearml": ("clearml",),
+    "dagshub": ("dagshub",), "flyte": ("flytekit",), "dvclive": ("dvclive",), "swanlab": ("swanlab",),
+    "azure_ml": ("azureml_sdk", "azureml"),
+}  # fmt: skip
+"""Tracker -> packages of which it needs one; the first three are also sent pictures."""
 
 
 def check_trackers(report_to: Sequence[str]) -> None:

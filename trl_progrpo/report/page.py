@@ -20,10 +20,11 @@ from .words import duration, number, seconds, setting, with_error
 
 KEY_SETTINGS = (
     "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "steps_per_generation",
-    "gradient_accumulation_steps", "num_generations", "num_expansions", "prune_steps", "prune_sizes", "pruning_rule",
-    "preview_decoder", "num_inference_steps", "eval_num_inference_steps", "guidance_scale", "policy", "noise_level", "eta",
-    "sde_window", "sde_window_size", "num_iterations", "beta", "epsilon", "epsilon_high", "loss_type", "step_weighting",
-    "scale_rewards", "reward_weights", "ema_decay", "max_grad_norm", "seed", "bf16", "fp16",
+    "gradient_accumulation_steps", "num_generations", "num_expansions", "prune_steps", "prune_sizes", "prune_schedule",
+    "pruning_rule", "preview_decoder", "num_inference_steps", "eval_num_inference_steps", "guidance_scale", "policy",
+    "noise_level", "eta", "sde_window", "sde_window_size", "train_timestep_fraction", "num_iterations", "beta", "epsilon",
+    "epsilon_high", "loss_type", "step_weighting", "scale_rewards", "reward_weights", "ema_decay", "max_grad_norm", "seed",
+    "bf16", "fp16",
 )  # fmt: skip
 """Settings that are shown at once, those of them that are set; all others can be unfolded."""
 
@@ -32,18 +33,18 @@ def context(run: RunFolder) -> dict[str, Any]:
     """Everything the template asks for, by name; `None` or empty where the run has nothing to show."""
     args, history, recorded = run.config, run.log_history, run.recorded
     evaluation = _evaluation(history)
-    sizes = prune_group_sizes(args) if args else {}
+    sizes = prune_group_sizes(args, run.choices) if args else {}
     table = prune_table(history, sizes, args.num_inference_steps if args else None)
     return {
         "title": run.path.name,
         "lead": _lead(run),
-        "schedule": describe_schedule(args).replace("`", "").replace("->", "→") if args else None,
+        "schedule": describe_schedule(args, run.choices).replace("`", "").replace("->", "→") if args else None,
         "tiles": list(_tiles(run, evaluation)),
         "evaluation": evaluation,
         "fell": [row["name"] for row in evaluation if row["fell"]],
         "rewards": reward_chart(history),
         "images": _images(run),
-        "prune": _prune(run, table, sizes) if table or sizes else None,
+        "prune": _prune(run, table) if table or sizes else None,
         "group": _group(run),
         "compute": _compute(run),
         "settings": [(name, setting(run.args[name])) for name in KEY_SETTINGS if run.args.get(name) is not None],
@@ -146,12 +147,16 @@ def _images(run: RunFolder) -> dict[str, Any] | None:
     return {"columns": [], "grid": f"data:image/png;base64,{base64.b64encode(grid.read_bytes()).decode()}"}
 
 
-def _prune(run: RunFolder, table: Sequence[Mapping[str, Any]], sizes: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+def _prune(run: RunFolder, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     args = run.config
+    # Of several schedules the one in force.
+    last = run.choices[-1:]
+    started = last[0]["num_expansions"] if last else args and args.num_expansions
+    sizes = prune_group_sizes(args, last) if args else {}
     names = ["finished" if row["post_hoc"] else f"step\N{NO-BREAK SPACE}{row['step']}" for row in table]
     rank_corrs = [_mean_of(run.log_history, f"audit/step_{row['step']}/rank_corr") for row in table]
     return {
-        "alive": alive_chart(args.num_expansions, sizes, args.num_inference_steps) if args and sizes else None,
+        "alive": alive_chart(started, sizes, args.num_inference_steps) if sizes else None,
         "spread": spread_chart(table, names) if table else None,
         "rows": [
             {

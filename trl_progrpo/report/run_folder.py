@@ -14,6 +14,8 @@ from typing import Any
 FOLDER, FILE = "report", "run.json"
 """Where [`~report.record.record_run`] writes, inside of the output folder."""
 
+_CURE = "no trainer wrote that, so give the `output_dir` of a run"
+
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
@@ -26,6 +28,7 @@ class RunFolder:
         global_step (`int`): optimiser steps done.
         max_steps (`int`): optimiser steps that were asked for.
         args (`dict`): `training_args.json`, empty if there is none.
+        choices (`list[dict]`): schedules that the run chose itself, see [`~auto_schedule.ScheduleChoices`].
         recorded (`dict`): `report/run.json`, empty if there is none.
     """
 
@@ -34,6 +37,7 @@ class RunFolder:
     global_step: int
     max_steps: int
     args: dict[str, Any]
+    choices: list[dict[str, Any]]
     recorded: dict[str, Any]
 
     @property
@@ -76,15 +80,21 @@ def read_run(folder: str | Path) -> RunFolder:
     recorded = folder / FOLDER / FILE
     history = state.get("log_history")
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise ValueError(f"{str(state_file)!r} has no `log_history`; it was not written by a trainer.")
+        raise ValueError(f"{str(state_file)!r} has no `log_history`; {_CURE}.")
     return RunFolder(
         path=folder.absolute(),
         log_history=history,
-        global_step=int(state.get("global_step") or 0),
-        max_steps=int(state.get("max_steps") or 0),
+        global_step=_number(state, "global_step", state_file),
+        max_steps=_number(state, "max_steps", state_file),
         args=next((_read_json(path) for path in arguments if path.is_file()), {}),
+        choices=_choices(state),
         recorded=_read_json(recorded) if recorded.is_file() else {},
     )
+
+
+def _choices(state: dict[str, Any]) -> list[dict[str, Any]]:
+    stored = (state.get("stateful_callbacks") or {}).get("ScheduleChoices") or {}
+    return list(stored.get("args", {}).get("choices") or [])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -93,8 +103,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{str(path)!r} cannot be read ({error}); is the run still writing it?") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds no JSON object; it was not written by a run.")
+        raise ValueError(f"{str(path)!r} holds no JSON object; {_CURE}.")
     return content
+
+
+def _number(state: dict[str, Any], name: str, path: Path) -> int:
+    value = state.get(name) or 0
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{str(path)!r} has {value!r} as `{name}`; {_CURE}.")
+    return int(value)
 
 
 def _step_of(path: Path) -> int:

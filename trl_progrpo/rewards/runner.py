@@ -47,7 +47,7 @@ class RewardRunner:
         errors (`Counter`): images without a score so far, by kind of error (see [`~rewards.RewardError`]).
 
     Raises:
-        ValueError: if there is no function, an unknown name, or the number of weights differs.
+        ValueError: if there is no function, an unknown name, the number of weights differs, or one is no finite number.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class RewardRunner:
                 f"`{weights_name}` has {len(weights)} entries for {len(self.functions)} reward functions; "
                 "give one weight per function."
             )
+        if not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"`{weights_name}` is {weights}; give finite numbers.")
         self.weights = torch.tensor(weights, dtype=torch.float32)
         self.on_error, self.timeout, self.max_retries = on_error, timeout, max_retries
         self.errors: Counter[str] = Counter()
