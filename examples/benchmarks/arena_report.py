@@ -19,17 +19,9 @@ AXES = {"teraflops": "TFLOPs", "seconds": "CPU seconds", "rollouts": "rollouts"}
 RESAMPLES = 2000
 
 COLOURS = (
-    "#2f6690",
-    "#c8623a",
-    "#4f8a5b",
-    "#7a5c99",
-    "#8c929a",
-    "#b8860b",
-    "#2b2f36",
-    "#5aa7a7",
-    "#a0522d",
-    "#c05a8a",
-)
+    "#2f6690", "#c8623a", "#4f8a5b", "#7a5c99", "#8c929a", "#b8860b", "#2b2f36", "#5aa7a7", "#a0522d", "#c05a8a", "#9aa13b",
+    "#6a9bd8",
+)  # fmt: skip
 
 
 def slug(name: str) -> str:
