@@ -17,7 +17,6 @@ finished is not run again, so the command can be stopped and given again, and me
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arena_report import read_run, report, slug
+from arena_report import evaluations, read_log, report, slug
 from arena_run import Budget, run
 
 
@@ -106,7 +105,7 @@ def tune(arena: Arena, settings: dict[str, dict[str, Any]], folder: Path, jobs: 
 
     def late(name: str, rate: float) -> float:
         # The last two of four evaluations: one alone is noisy.
-        points = read_run(files[name, rate])
+        points = evaluations(read_log(files[name, rate]))
         return sum(point["reward"] for point in points[-2:]) / 2
 
     return {name: max(tuning["learning_rates"], key=lambda rate: late(name, rate)) for name in open_names}
@@ -123,7 +122,7 @@ def finish(arena: Arena, jobs: Iterable[tuple], workers: int) -> None:
             futures[pool.submit(run, settings, seed, budget, log, **given)] = log
         for number, future in enumerate(as_completed(futures), 1):
             future.result()
-            points = read_run(futures[future])
+            points = evaluations(read_log(futures[future]))
             print(
                 f"[{number}/{len(todo)}] {futures[future].stem}: {points[0]['reward']:.3f} -> {points[-1]['reward']:.3f} with "
                 f"{points[-1]['teraflops']:.2f} TFLOPs, {points[-1]['seconds']:.0f} s",
@@ -133,13 +132,8 @@ def finish(arena: Arena, jobs: Iterable[tuple], workers: int) -> None:
 
 def is_finished(log: Path, settings: dict[str, Any], budget: Budget) -> bool:
     """Whether a run with these settings and this budget has been made to its end."""
-    if not log.is_file():
-        return False
-    lines = log.read_text(encoding="utf-8").splitlines()
-    if len(lines) < 2 or lines[-1] != json.dumps({"done": True}):
-        return False
-    head = json.loads(lines[0])
-    return head["settings"] == settings and head["budget"] == asdict(budget)
+    lines = read_log(log)
+    return lines is not None and lines[0]["settings"] == settings and lines[0]["budget"] == asdict(budget)
 
 
 def run_file(folder: Path, name: str, seed: int) -> Path:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +17,9 @@ AXES = {"teraflops": "TFLOPs", "seconds": "CPU seconds", "rollouts": "rollouts"}
 
 RESAMPLES = 2000
 
+DONE = {"done": True}
+"""The last line of a run that was made to its end."""
+
 COLOURS = (
     "#2f6690", "#c8623a", "#4f8a5b", "#7a5c99", "#8c929a", "#b8860b", "#2b2f36", "#5aa7a7", "#a0522d", "#c05a8a", "#9aa13b",
     "#6a9bd8",
@@ -29,12 +31,16 @@ def slug(name: str) -> str:
     return "".join(character if character.isalnum() else "_" for character in name)
 
 
-def read_run(path: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run, the one before training first."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-    with opened as file:
-        lines = [json.loads(line) for line in file]
-    return [line for line in lines if "reward" in line and "teraflops" in line]
+def read_log(path: Path) -> list[dict[str, Any]] | None:
+    """All lines of a run that was made to its end, or `None`."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    # What a killed run leaves may end in the middle of a line.
+    return [json.loads(line) for line in lines] if lines and lines[-1] == json.dumps(DONE) else None
+
+
+def evaluations(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a run, the one before training first."""
+    return [line for line in log if "teraflops" in line]
 
 
 @dataclass
@@ -69,19 +75,16 @@ class Curves:
 
 def load_curves(folder: Path, names: Sequence[str], points: int = 64) -> dict[str, Curves]:
     """The runs that lie in `folder/runs`, by method; methods without runs are left out."""
-    found = {}
-    for name in names:
-        paths = {}
-        for path in sorted((folder / "runs").glob(f"{slug(name)}-*.jsonl*")):
-            seed = path.name.removeprefix(f"{slug(name)}-").split(".")[0]
-            if seed.isdigit() and _settings(path) is not None:
-                paths[int(seed)] = path
-        if paths:
-            found[name] = {seed: read_run(path) for seed, path in sorted(paths.items())}, next(iter(paths.values()))
-    if not found:
-        return {}
     curves = {}
-    for name, (runs, path) in found.items():
+    for name in names:
+        logs = {}
+        for path in (folder / "runs").glob(f"{slug(name)}-*.jsonl"):
+            seed, log = path.stem.removeprefix(f"{slug(name)}-"), read_log(path)
+            if seed.isdigit() and log is not None:
+                logs[int(seed)] = log
+        if not logs:
+            continue
+        runs = {seed: evaluations(logs[seed]) for seed in sorted(logs)}
         gain, grid = {}, {}
         for axis in AXES:
             end = min(run[-1][axis] for run in runs.values())
@@ -91,15 +94,8 @@ def load_curves(folder: Path, names: Sequence[str], points: int = 64) -> dict[st
                 for run in runs.values()
             ]
             gain[axis] = np.array(rows)
-        curves[name] = Curves(list(runs), gain, grid, _settings(path))
+        curves[name] = Curves(list(runs), gain, grid, logs[min(logs)][0]["settings"])
     return curves
-
-
-def _settings(path: Path) -> dict[str, Any] | None:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
-    with opened as file:
-        lines = file.read().splitlines()
-    return json.loads(lines[0])["settings"] if lines and '"done"' in lines[-1] else None
 
 
 def compare(curves: Curves, reference: Curves, axis: str, rng: np.random.Generator) -> dict[str, Any]:

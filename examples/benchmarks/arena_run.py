@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arena_report import DONE
 from transformers import TrainerCallback
 
 from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
@@ -43,9 +44,9 @@ class Meter(TrainerCallback):
         prompts = [trainer.train_dataset[0][trainer.args.prompt_column]]
         conditioning = trainer.prompt_cache(prompts, trainer.args.negative_prompt)
         self.unit = unit_flops(trainer.family, conditioning, trainer.preview_decoder, trainer.args.preview_downscale)
-        self.flops, self.network_evaluations, self.points = 0.0, 0, []
+        self.flops, self.network_evaluations = 0.0, 0
         self.counted_rollout, self.evaluation_seconds, self.evaluated = None, 0.0, 0
-        self.cpu, self.wall = time.process_time(), time.perf_counter()
+        self.cpu = time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer, unit = self.trainer, self.unit
@@ -72,10 +73,6 @@ class Meter(TrainerCallback):
     def seconds(self) -> float:
         """CPU seconds of training so far."""
         return time.process_time() - self.cpu - self.evaluation_seconds
-
-    def evaluate(self) -> None:
-        """Evaluates off the clock."""
-        self.trainer.evaluate()
 
     def point(self, metrics: dict[str, float]) -> dict[str, Any]:
         """One line of the log."""
@@ -172,4 +169,4 @@ def run(
             kept = {key: value for key, value in entry.items() if key.startswith(keys) or key == "step"}
             if len(kept) > 1:
                 write({"log": kept})
-        write({"done": True})
+        write(DONE)

@@ -99,9 +99,7 @@ def recorded(args: argparse.Namespace, window: int, direction: torch.Tensor, pat
         with tempfile.TemporaryDirectory() as folder:
             settings = {"num_generations": 48, "num_inference_steps": args.steps}
             trainer = make_trainer(folder, 0, sde_window="fixed", sde_window_size=window, **settings)
-            measure(trainer, rollouts(trainer, args.groups, args.batches, first=3000), direction, args.steps).save(
-                path
-            )
+            measure(trainer, args.groups, args.batches, 3000, direction).save(path)
     return Pool.load(path)
 
 

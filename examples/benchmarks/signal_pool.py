@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from trl_progrpo import ProGRPOConfig, ProGRPOTrainer, Rollout
 from trl_progrpo.adapters import trainable_parameters
 from trl_progrpo.advantages import group_advantages
 from trl_progrpo.losses import step_weights
-from trl_progrpo.pruning import none
+from trl_progrpo.recording import preview_rewards, sample_whole_groups
+from trl_progrpo.stopwatch import Stopwatch
 from trl_progrpo.tiny import load_shapes
-from trl_progrpo.types import SamplingCost
 
 
 STEP = 0.05
@@ -42,8 +40,7 @@ class Pool:
             direction, whose length is 1.
         norms (`torch.Tensor` of shape `(S,)`): mean squared norm of the gradient of that log-probability.
         stds (`torch.Tensor` of shape `(S,)`): standard deviation of the steps.
-        unit (`torch.Tensor` of shape `(5,)`): seconds of a network evaluation, a training pass, a decode, a preview,
-            a reward.
+        unit (`torch.Tensor` of shape `(6,)`): the fields of a [`UnitCost`], in seconds.
         steps (`torch.Tensor`, 0-dimensional): denoising steps, `T`.
     """
 
@@ -87,7 +84,9 @@ def make_trainer(folder: str, seed: int, **settings: Any) -> ProGRPOTrainer:
     return ProGRPOTrainer(model="shapes", reward_funcs="shapes", args=args, train_dataset=load_shapes("train"))
 
 
-def rollouts(trainer: ProGRPOTrainer, prompts_each: int, count: int, first: int) -> Iterator[Rollout]:
+def rollouts(
+    trainer: ProGRPOTrainer, prompts_each: int, count: int, first: int, watch: Stopwatch | None = None
+) -> Iterator[Rollout]:
     """
     Rollouts of whole groups with previews at every step; rollout and prompts follow from the index, counted from `first`.
 
@@ -96,20 +95,26 @@ def rollouts(trainer: ProGRPOTrainer, prompts_each: int, count: int, first: int)
         prompts_each (`int`): prompts per rollout.
         count (`int`): rollouts.
         first (`int`): index of the first.
+        watch ([`Stopwatch`], *optional*): times the work.
     """
     sampler, dataset = trainer.sampler, trainer.train_dataset
-    sampler.pruning_rule = none
-    sampler.prune_at = dict.fromkeys(range(sampler.num_inference_steps - 1), sampler.num_generations)
     schedule = trainer.family.make_schedule(sampler.num_inference_steps)
-    steps = trainer.args.train_steps(sampler.policy.stochastic_steps(schedule))
+    steps = trainer.args.noise_steps(sampler.policy.stochastic_steps(schedule))
     for index in range(first, first + count):
         draw = torch.Generator().manual_seed(index)
         rows = dataset[torch.randperm(len(dataset), generator=draw)[:prompts_each].tolist()]
         prompts = rows.pop("prompt")
         conditioning = trainer.prompt_cache(prompts, trainer.args.negative_prompt)
         trainer.family.denoiser.eval()
-        yield sampler.rollout(
-            trainer.family.denoiser, prompts, rows, conditioning=conditioning, rollout_index=index, train_steps=steps
+        yield sample_whole_groups(
+            sampler if watch is None else watch.watch(sampler),
+            trainer.family.denoiser,
+            prompts,
+            rows,
+            num_expansions=sampler.num_generations,
+            conditioning=conditioning,
+            noise_steps=steps,
+            rollout_index=index,
         )
 
 
@@ -134,27 +139,21 @@ def reference_direction(trainer: ProGRPOTrainer, batches: Iterator[Rollout], pow
     return (total / total.norm()).float()
 
 
-def measure(trainer: ProGRPOTrainer, batches: Iterator[Rollout], direction: torch.Tensor, steps: int) -> Pool:
+def measure(trainer: ProGRPOTrainer, prompts_each: int, count: int, first: int, direction: torch.Tensor) -> Pool:
     """
-    Looks at every trajectory of the batches; see [`Pool`].
+    Looks at every trajectory of the groups of [`rollouts`]; see [`Pool`].
 
     Args:
         trainer ([`ProGRPOTrainer`]): whose weights are looked at and stay as they are.
-        batches (`Iterator[Rollout]`): the groups.
+        prompts_each, count, first (`int`): see [`rollouts`].
         direction (`torch.Tensor`): from [`reference_direction`].
-        steps (`int`): denoising steps of the batches.
     """
-    parameters = trainable_parameters(trainer.family.denoiser)
+    parameters, watch = trainable_parameters(trainer.family.denoiser), Stopwatch(trainer.accelerator.device)
     rewards, previews, slopes, norms = [], [], [], []
-    passes, seconds, done = 0, defaultdict(float), SamplingCost()
-    for number, rollout in enumerate(batches):
-        num_prompts = len(rollout.conditioning)
-        done += rollout.cost
-        for phase, spent in trainer.sampler.timer.drain().items():
-            seconds[phase] += spent
-        rewards.append(rollout.rewards.view(num_prompts, -1))
-        previews.append(torch.stack([record.rewards.view(num_prompts, -1) for record in rollout.prune_records]))
-        found, squares = [], []
+    for number, rollout in enumerate(rollouts(trainer, prompts_each, count, first, watch)):
+        rewards.append(rollout.rewards.view(len(rollout.conditioning), -1))
+        previews.append(torch.stack(list(preview_rewards(rollout).values())))
+        found = []
         for rows in torch.arange(len(rollout)).split(trainer.args.per_device_train_batch_size):
             part = rollout.select(rows)
             found.append(_slopes(trainer, parameters, part, direction))
@@ -162,13 +161,15 @@ def measure(trainer: ProGRPOTrainer, batches: Iterator[Rollout], direction: torc
                 continue
             signs = torch.randint(0, 2, (len(rows),), generator=torch.Generator().manual_seed(int(rows[0]))) * 2.0 - 1
             # With random signs the cross terms vanish on average, and one backward pass serves all rows.
-            began = time.process_time()
-            gradients = [_gradient(trainer, parameters, part, s, signs) for s in range(len(part.step_indices))]
-            seconds["update"] += time.process_time() - began
-            passes += len(gradients) * len(rows)
-            squares.append(torch.stack([gradient.square().sum() for gradient in gradients]) * len(rows))
+            squares = torch.zeros(len(part.step_indices), dtype=torch.float64)
+
+            def passes(part=part, signs=signs, squares=squares):
+                for s in range(len(squares)):
+                    squares[s] = _gradient(trainer, parameters, part, s, signs).square().sum()
+
+            watch.time("training", len(rows) * len(squares), passes)
+            norms.append(squares * len(rows))
         slopes.append(torch.cat(found).view(*rewards[-1].shape, -1))
-        norms += squares
         last = rollout
     return Pool(
         rewards=torch.cat(rewards),
@@ -176,16 +177,8 @@ def measure(trainer: ProGRPOTrainer, batches: Iterator[Rollout], direction: torc
         slopes=torch.cat(slopes),
         norms=torch.stack(norms).mean(0),
         stds=torch.tensor(_stds(trainer, last)),
-        unit=torch.tensor(
-            [
-                seconds["denoise"] / done.nfe,
-                seconds["update"] / passes,
-                seconds["decode"] / done.decodes,
-                seconds["preview"] / done.preview_decodes,
-                seconds["reward"] / done.reward_calls,
-            ]
-        ),
-        steps=torch.tensor(steps),
+        unit=torch.tensor(astuple(watch.unit_cost(trainer.family.nfe_per_row))),
+        steps=torch.tensor(trainer.args.num_inference_steps),
     )
 
 

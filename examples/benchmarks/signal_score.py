@@ -122,9 +122,10 @@ def _without_foretold(advantages: torch.Tensor, previews: torch.Tensor) -> torch
 def _seconds(pool: Pool, method: Method, trained_steps: int) -> float:
     steps, sizes = tuple(s for s, _ in method.prune), tuple(k for _, k in method.prune)
     schedule = PruneSchedule(int(pool.steps), method.kept, method.expansions, steps, sizes)
-    network, training, decode, preview, reward = pool.unit.tolist()
-    unit = UnitCost(network, training, decode, preview, reward, reward)
+    unit = UnitCost(*pool.unit.tolist())
     total = WorkCount.of(schedule, trained_steps=trained_steps).cost(unit).total
     # Of the first step nothing is foretold yet.
-    extra = method.kept * (trained_steps - 1) * (preview + reward) if method.preview_baseline else 0.0
+    extra = (
+        method.kept * (trained_steps - 1) * (unit.preview + unit.preview_reward) if method.preview_baseline else 0.0
+    )
     return total + extra
