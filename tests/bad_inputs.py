@@ -69,7 +69,10 @@ CONFIGURATIONS = [
     ({"on_reward_error": "ignore"}, ("`on_reward_error` is 'ignore'", "raise, skip, retry")),
     ({"reward_timeout": 0.0}, ("`reward_timeout` is 0.0", "positive number")),
     # Batches
-    ({"per_device_train_batch_size": 3}, ("`per_device_train_batch_size` 3", "6 trajectories", "`num_generations` 4", "e.g.")),
+    ({"per_device_train_batch_size": 1}, ("`per_device_train_batch_size` 1", "2 trajectories", "`num_generations` 4", "e.g.")),
+    ({"prompts_per_rollout": 0}, ("`prompts_per_rollout` is 0", "at least 1")),
+    ({"group_placement": "anywhere"}, ("`group_placement` is 'anywhere'", "one of rank-local, spread")),
+    ({"group_placement": "spread", "rollout_waves": 2}, ("`rollout_waves` is 2", "'spread'", "use 1")),
     ({"per_device_train_batch_size": 0}, ("`per_device_train_batch_size` is 0", "at least 1")),
     ({"per_device_eval_batch_size": -8}, ("`per_device_eval_batch_size` is -8", "at least 1")),
     ({"gradient_accumulation_steps": 0}, ("`gradient_accumulation_steps` is 0", "at least 1")),

@@ -97,7 +97,16 @@ def train(phase: str | None = None, at: int | None = None, count: str | None = N
     trainer = dying.train(moments=moments, **kwargs)
     if count is not None:
         Path(count).write_text(json.dumps({"calls": moments.calls, "times": moments.times}))
+    # A fork ends without what Python does at its end.
+    trainer.rank_watch.leave()
     return 143 if trainer.stopped_by_signal else 0
+
+
+def train_ranked(**kwargs) -> int:
+    """A run of `ranked`, which may be one process of several."""
+    import ranked
+
+    return ranked.train(**kwargs)
 
 
 def command_line(argv: list[str], path: str) -> int:
@@ -115,7 +124,7 @@ def die_in_every_save(**kwargs) -> int:
     return 0
 
 
-JOBS = {function.__name__: function for function in (train, command_line, die_in_every_save)}
+JOBS = {function.__name__: function for function in (train, train_ranked, command_line, die_in_every_save)}
 
 
 def _serve() -> None:

@@ -15,10 +15,10 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path
 
 # From the bottom up; a module may import those of lower layers, and those beside it that belong to the same package.
 LAYERS = [
-    ["manifest", "registry", "seeds", "timing", "types"],
+    ["geometry", "manifest", "registry", "seeds", "timing", "types"],
     ["advantages", "losses", "metrics", "policies", "pruning", "windows", "tiny", "cost"],
-    ["audit", "families", "heldout", "overlap", "planning", "rewards"],
-    ["flops", "sampler", "reward_server"],
+    ["arithmetic", "audit", "families", "heldout", "out_of_memory", "overlap", "planning", "rewards", "spread"],
+    ["activations", "dealing", "flops", "heartbeats", "sampler", "reward_server", "sharding", "sharding_checks"],
     [
         "_trl",
         "adapters",
@@ -34,7 +34,7 @@ LAYERS = [
         "stopping",
         "stopwatch",
     ],
-    ["progrpo_config", "prompt_cache", "saving", "validation"],
+    ["progrpo_config", "prompt_cache", "saving", "sharded_trainer", "validation"],
     ["model_card", "monitoring"],
     ["auto_schedule", "checkpoints", "evaluation"],
     ["progrpo_trainer", "testing"],
@@ -46,8 +46,8 @@ LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 BESIDE = {("progrpo_config", "_trl")}
 
 MATHS = (
-    "registry", "seeds", "timing", "types", "advantages", "audit", "cost", "losses", "metrics", "overlap", "planning",
-    "policies", "pruning", "windows",
+    "geometry", "registry", "seeds", "timing", "types", "advantages", "arithmetic", "audit", "cost", "dealing", "losses",
+    "metrics", "overlap", "planning", "policies", "pruning", "windows",
 )  # fmt: skip
 LIBRARIES = {"accelerate", "datasets", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "transformers", "trl"}
 

@@ -332,7 +332,7 @@ class TestTold:
     def args(self, **changes):
         values = {
             "num_generations": 12, "num_expansions": 48, "prune_steps": None, "prune_sizes": None, "pruning_rule": "ovf",
-            "num_inference_steps": 10, "prune_schedule": "auto", "prune_schedule_interval": 50, "prompts_per_rollout": 2,
+            "num_inference_steps": 10, "prune_schedule": "auto", "prune_schedule_interval": 50,
         }  # fmt: skip
         return SimpleNamespace(**{**values, **changes})
 
@@ -355,7 +355,7 @@ class TestTold:
 
     def test_network_evaluations_are_compared_with_what_was_started(self):
         log = [{"sampling/nfe": 100.0, "prune_schedule/num_expansions": n} for n in (48, 36)]
-        assert network_evaluations(log, self.args(), 1)["unpruned"] == 2 * 10 * 42
+        assert network_evaluations(log, self.args(), 1, groups=2)["unpruned"] == 2 * 10 * 42
 
     def test_in_words(self):
         assert (

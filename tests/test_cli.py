@@ -18,6 +18,7 @@ from rich.console import Console
 from trl_progrpo import ProGRPOTrainer
 from trl_progrpo.cli.base import CommandError, user_errors
 from trl_progrpo.cli.main import COMMANDS, main
+from trl_progrpo.ranks import RankWatch
 
 
 DEMO = Path(__file__).parents[1] / "examples" / "configs" / "shapes_demo.yaml"
@@ -254,7 +255,7 @@ class FakeTrainer:
         from trl_progrpo.rewards import RewardRunner
 
         self.args, self.calls, self.peft_config = args, [], peft_config
-        self.reward_runner = RewardRunner(reward_funcs)
+        self.reward_runner, self.rank_watch = RewardRunner(reward_funcs), RankWatch()
         self.state = SimpleNamespace(log_history=[], global_step=0)
 
     def is_world_process_zero(self):

@@ -54,6 +54,8 @@ def test_of_the_demo(capsys, tmp_path):
     assert plan["unit_seconds"] is run["seconds"] is None
     assert plan["updates"] == 4
     assert "for the same FLOPs" in plan["verdict"]
+    assert plan["memory"]["unknown"] == ["reward models"]
+    assert plan["memory"]["total"]["update"] > plan["memory"]["parts"]["network calls"]["update"] > 0
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -84,6 +86,8 @@ def test_measured(capsys, pipeline_path, prompts_file, tmp_path):
     assert all(unit[part] > 0 for part in ("network", "training", "decode", "preview", "reward", "preview_reward"))
     assert run["seconds"]["denoise"] == pytest.approx((8 * 2 + 4 * 2) * unit["network"])
     assert "time" in plan["verdict"]
+    assert plan["memory"]["measured"]
+    assert plan["memory"]["unknown"] == []
     assert any(note.startswith("Audits (audit_fraction 0.05) add") for note in plan["notes"])
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -127,6 +131,8 @@ def test_without_a_tokenizer_only_flops_are_missing(capsys, pipeline_path, promp
     assert plan["methods"][0]["work"]["nfe"] == 40
     assert any(note.startswith("FLOPs are not counted: the tokenizer") for note in plan["notes"])
     assert "is not said" in plan["verdict"]
+    assert {"text encoders", "encoded prompts", "network calls"} <= set(plan["memory"]["unknown"])
+    assert plan["memory"]["parts"]["denoiser"]["update"] > 0
 
 
 def test_help_comes_first_with_its_own_options():

@@ -50,7 +50,7 @@ def assert_one_good_sentence(error, *expected):
 class TestDefaults:
     def test_the_default_configuration_can_be_built(self, tmp_path):
         config = ProGRPOConfig(output_dir=str(tmp_path))
-        assert (config.num_generations, config.num_expansions, config.prompts_per_rollout) == (12, 12, 1)
+        assert (config.num_generations, config.num_expansions, config.geometry(1).num_prompts) == (12, 12, 1)
 
     def test_the_papers_schedule_can_be_built(self, tmp_path):
         config = ProGRPOConfig(output_dir=str(tmp_path), num_expansions=48, prune_steps=[5, 7], prune_sizes=[24, 12])
@@ -62,7 +62,7 @@ class TestDefaults:
             per_device_train_batch_size=6, gradient_accumulation_steps=2, steps_per_generation=4, num_generations=4,
             num_iterations=3,
         )  # fmt: skip
-        assert config.prompts_per_rollout == 6
+        assert config.geometry(1).num_prompts == 6
         assert config.micro_steps_per_rollout == 12
         assert config.rollout_batch_size == 6
         assert make_config(rollout_batch_size=None).rollout_batch_size == 4

@@ -111,14 +111,14 @@ def test_counts_are_those_of_a_run(make_trainer, make_config, redness, changes):
             args.num_inference_steps, args.num_generations, args.num_expansions,
             tuple(args.prune_steps or ()), tuple(args.prune_sizes or ()),
         ),
-        num_prompts=args.prompts_per_rollout,
+        num_prompts=args.geometry(1).num_prompts,
         trained_steps=len(trainer.last_rollout.step_indices),
         nfe_per_row=trainer.family.nfe_per_row,
         num_rewards=2,
         num_preview_rewards=1,
         num_iterations=args.num_iterations,
         reference=args.beta > 0,
-        audited=args.audit_fraction * args.prompts_per_rollout,
+        audited=args.audit_fraction * args.geometry(1).num_prompts,
     )  # fmt: skip
     for name in ("nfe", "decodes", "preview_decodes", "reward_calls"):
         assert logged[f"sampling/{name}"] == getattr(work, name), name

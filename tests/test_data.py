@@ -108,15 +108,6 @@ class TestRolloutStream:
             "p2",
         ]
 
-    def test_processes_share_the_rollouts_of_one(self):
-        def rows(size, index, processes):
-            stream = RolloutStream(stream_of(10, shards=2), "prompt", size, 1, 0, True, index, processes)
-            return [row["prompt"] for row in islice(stream, size * 7)]
-
-        alone, first, second = rows(4, 0, 1), rows(2, 0, 2), rows(2, 1, 2)
-        for i in range(7):
-            assert alone[4 * i : 4 * i + 4] == first[2 * i : 2 * i + 2] + second[2 * i : 2 * i + 2]
-
     def test_the_buffer_is_small(self):
         """Rows are asked for as they are needed, not all at the start."""
         read = []

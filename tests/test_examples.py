@@ -197,4 +197,4 @@ def test_commands_of_the_page_hold_whole_groups(tmp_path):
         parser = TrainParser()
         _, own, config = split_launch(parser, flags.split(), config, file)
         training = parser.parse([*own, "--output_dir", str(tmp_path), "--use_cpu"], config, file)[2]
-        assert training.prompts_per_rollout >= 1
+        assert training.geometry(1).num_prompts >= 1

@@ -26,11 +26,11 @@ from trl_progrpo.model_card.header import inherited_license
 
 class TestFacts:
     def test_network_evaluations(self):
-        args = SimpleNamespace(prompts_per_rollout=2, num_inference_steps=10, num_expansions=8, num_generations=4)
+        args = SimpleNamespace(num_inference_steps=10, num_expansions=8, num_generations=4)
         history = [{"sampling/nfe": 200.0}, {"loss": 0.0}, {"sampling/nfe": 240.0}]
-        nfe = facts.network_evaluations(history, args, nfe_per_row=2)
+        nfe = facts.network_evaluations(history, args, nfe_per_row=2, groups=2)
         assert nfe == {"measured": 220.0, "unpruned": 320, "plain": 160}
-        assert facts.network_evaluations([{"loss": 0.0}], args, 2) is None
+        assert facts.network_evaluations([{"loss": 0.0}], args, 2, 2) is None
 
     def test_audited_groups(self):
         history = [

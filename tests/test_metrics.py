@@ -182,7 +182,8 @@ class TestMetricsBuffer:
         num_processes, device = 2, "cpu"
 
         def __init__(self, other):
-            self.other = torch.tensor([other])
+            # Its weight first.
+            self.other = torch.tensor([[1.0, *other]])
 
         def gather(self, values):
             return torch.cat([values, self.other])

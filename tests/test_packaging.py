@@ -151,8 +151,8 @@ IMPORTED_AS = {
 }
 # Belong to the interface of a declared one: of datasets, fastapi, jinja2 and transformers.
 BELONG = {"pyarrow", "pydantic", "markupsafe", "tokenizers"}
-# Only asked whether they are there, or used where the trackers that the user has chosen have brought them.
-IF_THERE = {"tensorboard", "torchvision", "trackio", "wandb"}
+# Only asked whether they are there, or used where the trackers or the launcher that the user has chosen have brought them.
+IF_THERE = {"deepspeed", "tensorboard", "torchvision", "trackio", "wandb"}
 
 
 def imports(file):

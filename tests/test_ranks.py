@@ -9,16 +9,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch.distributed as dist
+import torch
 
+from trl_progrpo.heartbeats import serve_store
 from trl_progrpo.ranks import AnotherRankFailed, RankWatch
 
 
 @pytest.fixture
 def watches():
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    clients = [server, *(dist.TCPStore("127.0.0.1", server.port, is_master=False) for _ in range(2))]
-    return [RankWatch(rank, 3, store) for rank, store in enumerate(clients)]
+    store = serve_store("127.0.0.1")
+    yield (watches := run_all(lambda rank: RankWatch.joined(rank, 3, "127.0.0.1", store.port), range(3)))
+    run_all(lambda watch: watch.heartbeats.leave(), watches)
 
 
 def run_all(function, watches):
@@ -97,6 +98,56 @@ def test_the_first_to_fail_is_to_blame(watches):
     assert str(ended[2]) == "I was first."
     with pytest.raises(AnotherRankFailed, match=r"process 2 of 3 stopped the run: I was first\."):
         watches[0].check()
+
+
+class TestGather:
+    def test_each_gets_what_all_gave(self, watches):
+        given = [
+            torch.tensor([0.1, float("nan"), 3.0]),
+            torch.tensor([[1.0, 2.0]], dtype=torch.float64)[:, ::2],
+            torch.tensor([], dtype=torch.int64),
+        ]
+
+        def exchange(watch):
+            first = watch.gather(given[watch.rank])
+            second = watch.gather(torch.tensor(watch.rank))
+            return first, second
+
+        for first, second in run_all(exchange, watches):
+            for tensor, expected in zip(first, given, strict=True):
+                torch.testing.assert_close(tensor, expected, rtol=0, atol=0, equal_nan=True)
+            assert second == [torch.tensor(rank) for rank in range(3)]
+
+    def test_nothing_piles_up_in_the_store(self, watches):
+        def exchange(watch):
+            for number in range(5):
+                with watch.together():
+                    watch.gather(torch.tensor([number]))
+            return watch.store.num_keys()
+
+        run_all(exchange, watches)
+        before = watches[0].store.num_keys()
+        run_all(exchange, watches)
+        assert watches[0].store.num_keys() == before
+
+    def test_who_waits_learns_that_another_failed(self, watches):
+        def exchange(watch):
+            with watch.together():
+                if watch.rank == 1:
+                    raise ValueError("no tensor of mine.")
+                watch.gather(torch.zeros(2))
+
+        failed = run_all(exchange, watches)
+        for rank in (0, 2):
+            assert str(failed[rank]) == "process 1 of 3 stopped the run: no tensor of mine."
+
+    def test_other_types_are_refused(self, watches):
+        with pytest.raises(ValueError, match=r"`tensor` is of torch\.bool; gather one of float32, float64, int64"):
+            watches[0].gather(torch.ones(1, dtype=torch.bool))
+
+    def test_alone(self):
+        tensor = torch.ones(2)
+        assert RankWatch().gather(tensor)[0] is tensor
 
 
 MOODY = """

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -270,17 +271,18 @@ class TestBookkeeping:
             rollouts.append(rollout)
             return log_rollout(self, rollout)
 
-        def inputs(self, batch):
-            rows = prepare(self, batch)
+        def inputs(self, columns):
+            batch = prepare(self, columns)
+            rows = batch.rows.select(torch.arange(batch.num_rows))
             micro_batches.append((len(rollouts), list(zip(rows.prompt_index.tolist(), rows.member.tolist()))))
-            return rows
+            return batch
 
         monkeypatch.setattr(ProGRPOTrainer, "_log_rollout", log)
         monkeypatch.setattr(ProGRPOTrainer, "_prepare_inputs", inputs)
         return rollouts, micro_batches
 
     @pytest.mark.parametrize(("per_generation", "iterations"), [(2, 1), (4, 1), (2, 2), (4, 2)])
-    def test_every_pass_covers_every_row_once_in_an_order_of_its_own(
+    def test_every_pass_covers_every_row_once_and_every_update_all_groups_alike(
         self, make_trainer, recorded, per_generation, iterations
     ):
         rollouts, micro_batches = recorded
@@ -298,8 +300,12 @@ class TestBookkeeping:
             ]
             assert len(passes) == iterations
             assert all(sorted(rows_of_pass) == rows for rows_of_pass in passes)
-            assert all(rows_of_pass != rows for rows_of_pass in passes)
-            assert iterations == 1 or passes[0] != passes[1]
+            assert iterations == 1 or per_generation == 2 or passes[0] != passes[1]
+            # Two micro-batches are an update.
+            for update in (batches[i] + batches[i + 1] for i in range(0, len(batches), 2)):
+                of_each = Counter(prompt for prompt, _ in update)
+                assert set(of_each) == set(rollout.prompt_index.tolist())
+                assert max(of_each.values()) - min(of_each.values()) <= 1
 
     def test_an_epoch_visits_every_prompt_with_its_columns(self, make_trainer, recorded):
         seen = []
@@ -626,7 +632,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import Trainer, TrainingArguments
 from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
-assert ProGRPOTrainer.__bases__ == (Trainer,) and ProGRPOConfig.__bases__ == (TrainingArguments,)
+assert ProGRPOTrainer.__base__.__bases__ == (Trainer,) and ProGRPOConfig.__bases__ == (TrainingArguments,)
 def redness(prompts, images, **columns):
     return (images[:, 0] - images[:, 2]).mean((1, 2)).tolist()
 redness.image_type = "pt"
@@ -645,7 +651,7 @@ torch.save({{n: p.detach() for n, p in trainer.family.denoiser.named_parameters(
         trainer = make_trainer(
             model=pipeline_path, prompts=["a red circle", "two blue squares", "a green triangle"], **kwargs
         )
-        assert ProGRPOTrainer.__bases__ == (trl.trainer.base_trainer._BaseTrainer,)
+        assert ProGRPOTrainer.__base__.__bases__ == (trl.trainer.base_trainer._BaseTrainer,)
         trainer.train()
         assert_equal_weights(adapter_of(trainer), torch.load(tmp_path / "weights.pt"))
 

@@ -101,7 +101,7 @@ def test_steps_outside_the_window_run_the_ode(make_trainer):
 def test_guard_off_policy_recovers_the_sampling_mean(make_trainer):
     """Drawing the noise again gives back the mean that the rollout sampled around."""
     trainer = make_trainer(loss_type="grpo_guard", steps_per_generation=4)
-    trainer._rollout({"prompt": ["a red circle"] * trainer.args.prompts_per_rollout}, 0)
+    trainer._rollout({"prompt": ["a red circle"] * trainer.geometry.num_prompts}, 0)
     rows = trainer.last_rollout
     for s, i in enumerate(rows.step_indices):
         transition = trainer._transition(trainer.family.denoiser, rows, s)

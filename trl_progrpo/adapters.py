@@ -15,6 +15,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from .families.base import Family
+from .sharding import like, local_tensors, reshard, whole_state
 
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -91,19 +92,28 @@ def adapters_disabled(denoiser: torch.nn.Module) -> Iterator[None]:
 
 
 def save_adapter(
-    family: Family, directory: str, weight_name: str = ADAPTER_FILE, base_model: str | None = None
+    family: Family,
+    directory: str,
+    weight_name: str = ADAPTER_FILE,
+    base_model: str | None = None,
+    keep: bool = True,
 ) -> None:
     """
     Writes the adapter as `pipeline.load_lora_weights(directory)` reads it, with rank and alpha in the file's metadata
     (without it, loading takes alpha to be the rank), and the Hub name of the model it was trained on if it has one.
+
+    With a sharded denoiser every process calls it, and one that is not to `keep` the weights writes nothing.
     """
+    state = whole_state(family.denoiser, keep, trained_only=True)
+    if not keep:
+        return
     name = family.denoiser_name
     config = {**family.denoiser.peft_config["default"].to_dict(), "base_model_name_or_path": base_model}
     type(family.pipeline).save_lora_weights(
         save_directory=directory,
         weight_name=weight_name,
         **{
-            f"{name}_lora_layers": get_peft_model_state_dict(family.denoiser, adapter_name="default"),
+            f"{name}_lora_layers": get_peft_model_state_dict(family.denoiser, state, adapter_name="default"),
             f"{name}_lora_adapter_metadata": _plain(config),
         },
     )
@@ -125,7 +135,10 @@ def load_adapter(family: Family, path: str) -> None:
     if not os.path.isfile(path):
         raise ValueError(f"there is no adapter at {path!r}; give a folder that this trainer wrote.")
     prefix = f"{family.denoiser_name}."
+    reshard(family.denoiser)
     state = {name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
+    current = get_peft_model_state_dict(family.denoiser, adapter_name="default")
+    state = {name: like(current[name], tensor) if name in current else tensor for name, tensor in state.items()}
     try:
         result = set_peft_model_state_dict(family.denoiser, state, adapter_name="default")
     except RuntimeError as error:
@@ -140,6 +153,12 @@ def load_adapter(family: Family, path: str) -> None:
 def trainable_parameters(denoiser: torch.nn.Module) -> list[torch.nn.Parameter]:
     """The parameters that the optimiser works on, in the order of the module."""
     return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+
+
+def averaged_tensors(denoiser: torch.nn.Module) -> list[torch.Tensor]:
+    """What this process holds of the [`trainable_parameters`], sharing their memory: what a moving average follows."""
+    reshard(denoiser)
+    return local_tensors(trainable_parameters(denoiser))
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .recording import preview_rewards, sample_whole_groups
 from .seeds import derive_seed
 from .stopwatch import Stopwatch
 from .timing import PhaseTimer
-from .types import Rollout, SamplingCost
+from .types import Rollout, SamplingCost, to_device
 
 
 if TYPE_CHECKING:
@@ -83,10 +83,14 @@ class AutoSchedule:
         trainer ([`ProGRPOTrainer`]): whose sampler it is.
         metrics ([`~metrics.MetricsBuffer`]): gets `prune_schedule/*`.
         timer ([`~timing.PhaseTimer`]): gets the seconds of choosing under `"schedule"`.
+
+    Attributes:
+        cost ([`~types.SamplingCost`]): what this process has sampled to choose by.
     """
 
     def __init__(self, trainer: ProGRPOTrainer, metrics: MetricsBuffer, timer: PhaseTimer):
         self.trainer, self.metrics, self.timer = trainer, metrics, timer
+        self.cost = SamplingCost()
         trainer.add_callback(ScheduleChoices())
 
     @property
@@ -125,6 +129,7 @@ class AutoSchedule:
         trainer, memory = self.trainer, self.memory
         with trainer.rank_watch.together():
             rewards, cost, watch = self._record(inputs, rollout_index)
+        self.cost = self.cost + cost
         device = trainer.accelerator.device
         rewards = trainer.accelerator.gather(rewards.to(device)).cpu()
         if memory.unit_seconds is None:
@@ -149,7 +154,7 @@ class AutoSchedule:
         rows = self._rows(inputs, rollout_index)
         prompts, columns = rows.pop(args.prompt_column), rows
         # No more groups at a time than a rollout has: they need no more memory.
-        share, size = len(prompts), min(len(prompts), args.prompts_per_rollout)
+        share, size = len(prompts), min(len(prompts), trainer.geometry.prompts_per_process)
         first = trainer.accelerator.process_index * share
         policy = trainer.sampler.policy
         noisy = policy.stochastic_steps(trainer.family.make_schedule(args.num_inference_steps))
@@ -185,7 +190,8 @@ class AutoSchedule:
         ranks, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         share = -(-args.prune_schedule_groups // ranks)
         if is_stream(dataset):
-            return {name: list(itertools.islice(itertools.cycle(values), share)) for name, values in inputs.items()}
+            mine = (rank * share, (rank + 1) * share)
+            return {name: list(itertools.islice(itertools.cycle(values), *mine)) for name, values in inputs.items()}
         draw = torch.Generator().manual_seed(derive_seed(args.seed, SCHEDULE_ROLLOUT - rollout_index))
         order = torch.randperm(len(dataset), generator=draw)
         return collate_rows([dataset[order[i % len(order)].item()] for i in range(rank * share, (rank + 1) * share)])
@@ -196,6 +202,7 @@ class AutoSchedule:
         parameters, device = trainable_parameters(denoiser), trainer.accelerator.device
         size = trainer.args.per_device_train_batch_size
         rows = rollout.select(torch.arange(size) % len(rollout))
+        rows = rows.replace(latents=to_device(rows.latents, device))
 
         def forward_and_backward() -> None:
             log_prob = trainer._transition(denoiser, rows, 0).log_prob(rows.latents[:, 1])
@@ -257,12 +264,7 @@ class AutoSchedule:
         }
         for name, value in values.items():
             self.metrics.add(f"prune_schedule/{name}", math.nan if value is None else value)
-        trainer, text = self.trainer, self.as_schedule(choice).in_words()
-        for callback in trainer.callback_handler.callbacks:
-            if hasattr(callback, "on_prune_schedule"):
-                callback.on_prune_schedule(
-                    trainer.args, trainer.state, trainer.control, schedule=text, gain=choice["gain"]
-                )
+        self.trainer.tell("on_prune_schedule", schedule=self.as_schedule(choice).in_words(), gain=choice["gain"])
 
 
 def _words(schedule: PruneSchedule) -> dict[str, Any]:

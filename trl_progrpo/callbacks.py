@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -87,10 +87,8 @@ class ProGRPOProgressCallback(TrainerCallback):
             return
         self._close_evaluation_bar()
         line = _evaluation_line(state, metrics or {})
-        if line and self.bar is not None:
-            self.bar.write(line, file=sys.stderr)
-        elif line:
-            _print(line)
+        if line:
+            self._leave(line)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Closes the bar."""
@@ -120,6 +118,13 @@ class ProGRPOProgressCallback(TrainerCallback):
             self._phase = phase
             self._draw()
 
+    def on_arithmetic(self, args, state, control, lines: Sequence[str], **kwargs):
+        """Leaves what a rollout and an epoch come to, once."""
+        if not state.is_world_process_zero:
+            return
+        for line in lines:
+            self._leave(line)
+
     def on_prune_schedule(self, args, state, control, schedule: str, gain: float | None = None, **kwargs):
         """Leaves one line with the schedule that `prune_schedule="auto"` has chosen, and what it is expected to gain."""
         if not state.is_world_process_zero:
@@ -127,12 +132,16 @@ class ProGRPOProgressCallback(TrainerCallback):
         line = f"step {state.global_step}: prune schedule {schedule}"
         if gain is not None:
             line += f", {gain:.2f} times the signal per second of plain GRPO"
+        self._leave(line)
+
+    # ---- drawing -----------------------------------------------------------------------------------------------------
+
+    def _leave(self, line: str) -> None:
+        """Writes a line that stays."""
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:
             _print(line)
-
-    # ---- drawing -----------------------------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         parts = [part for part in (self._reward_text(), self._phase_text) if part]

@@ -19,6 +19,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from . import __version__
 from .manifest import MANIFEST, Damaged, check_files, read_manifest, sync_directory, write_manifest
+from .sharding_checks import sharding_of, sharding_of_checkpoint
 
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ STATE_FILE = "trainer_state.json"
 
 ORDER = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_generations",
-    "num_iterations", "seed", "data_seed",
+    "num_iterations", "prompts_per_rollout", "group_placement", "seed", "data_seed",
 )  # fmt: skip
 """Settings that fix which prompts and which noise a step has; in the middle of a run they cannot change."""
 
@@ -135,6 +136,7 @@ def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
             f"{args.world_size}; use as many as then, for they fix which prompts a step has."
         )
     _check_order(folder, args)
+    _check_sharding(folder, args)
     if lost:
         warnings.warn(
             f"{folder!r} lacks the rollout it was saved in, as those on the Hub do: it is sampled again, with the weights as "
@@ -166,6 +168,15 @@ def _check_order(folder: str, args: ProGRPOConfig) -> None:
                 f"`{name}` is {now}, but {then} in the run that saved {folder!r}; use that again, for it fixes which prompts "
                 "a step has."
             )
+
+
+def _check_sharding(folder: str, args: ProGRPOConfig) -> None:
+    then, now = sharding_of_checkpoint(folder), sharding_of(args)
+    if then != now:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {folder!r}, saved with {then or 'whole weights on every process'}, while this run has "
+            f"{now or 'neither FSDP2 nor DeepSpeed'}; use the same `--accelerate_config` again."
+        )
 
 
 def _newest_whole(folder: str) -> str | None:

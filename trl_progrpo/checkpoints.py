@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .adapters import ADAPTER_FILE, RAW_ADAPTER_FILE, load_adapter, save_adapter, trainable_parameters
+from .adapters import ADAPTER_FILE, RAW_ADAPTER_FILE, averaged_tensors, load_adapter, save_adapter
 from .checkpoint_folders import (
     STAGING,
     STATE_FILE,
@@ -29,6 +29,7 @@ from .checkpoint_folders import (
 )
 from .model_card import name_on_hub
 from .saving import save_denoiser, save_pipeline
+from .sharding import class_of, is_sharded, load_whole_state, whole_denoiser
 from .types import Rollout
 
 
@@ -122,7 +123,7 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
 
 def save_weights(trainer: ProGRPOTrainer, folder: str, raw: bool = False, whole: bool = False) -> None:
     """
-    Writes the trained weights as they are now.
+    Writes the trained weights as they are now; every process calls it, and one writes.
 
     Args:
         trainer ([`ProGRPOTrainer`]): whose they are.
@@ -133,8 +134,15 @@ def save_weights(trainer: ProGRPOTrainer, folder: str, raw: bool = False, whole:
     """
     if trainer.use_adapter:
         weight_name = RAW_ADAPTER_FILE if raw else ADAPTER_FILE
-        save_adapter(trainer.family, folder, weight_name, name_on_hub(trainer.model_name))
-    elif raw or not whole or folder in trainer.whole_pipelines:
+        save_adapter(trainer.family, folder, weight_name, name_on_hub(trainer.model_name), trainer.args.should_save)
+        return
+    with whole_denoiser(trainer.family, trainer.args.should_save):
+        if trainer.args.should_save:
+            _save_whole(trainer, folder, raw, whole)
+
+
+def _save_whole(trainer: ProGRPOTrainer, folder: str, raw: bool, whole: bool) -> None:
+    if raw or not whole or folder in trainer.whole_pipelines:
         save_denoiser(trainer.family, folder, "_raw" if raw else "")
     else:
         init_kwargs = trainer.args.model_init_kwargs or {}
@@ -149,7 +157,7 @@ def load_weights(trainer: ProGRPOTrainer, folder: str) -> None:
         _load(trainer, folder, ADAPTER_FILE, name)
         return
     _load(trainer, folder, ADAPTER_FILE, name)
-    ema.shadow_params = [parameter.detach().clone() for parameter in trainable_parameters(family.denoiser)]
+    ema.shadow_params = [tensor.detach().clone() for tensor in averaged_tensors(family.denoiser)]
     with open(os.path.join(folder, STATE_FILE)) as file:
         ema.optimization_step = json.load(file)["global_step"] // trainer.args.ema_update_interval
     _load(trainer, folder, RAW_ADAPTER_FILE, f"{name}_raw")
@@ -160,8 +168,11 @@ def _load(trainer: ProGRPOTrainer, folder: str, adapter_file: str, denoiser_fold
     if trainer.use_adapter:
         load_adapter(family, os.path.join(folder, adapter_file))
     else:
-        loaded = type(family.denoiser).from_pretrained(os.path.join(folder, denoiser_folder))
-        family.denoiser.load_state_dict(loaded.state_dict())
+        # Of sharded weights process 0 sends the others their parts.
+        reads = trainer.accelerator.is_main_process or not is_sharded(family.denoiser)
+        path = os.path.join(folder, denoiser_folder)
+        state = class_of(family.denoiser).from_pretrained(path).state_dict() if reads else {}
+        load_whole_state(family.denoiser, state)
 
 
 def save_rollout(rollout: Rollout, folder: str, rank: int) -> None:

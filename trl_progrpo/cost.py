@@ -73,7 +73,7 @@ class PruneSchedule:
     @property
     def trajectory_steps(self) -> int:
         """Denoising steps taken per prompt, over all trajectories."""
-        return sum(self._alive())
+        return sum(self.alive())
 
     @property
     def num_previews(self) -> int:
@@ -91,7 +91,8 @@ class PruneSchedule:
         pruned += ["on the finished images"] if self.selects_on_finished else []
         return " → ".join(map(str, self.sizes)) + (f" ({', '.join(pruned)})" if pruned else "")
 
-    def _alive(self) -> Iterator[int]:
+    def alive(self) -> Iterator[int]:
+        """Trajectories of a group that take each step."""
         size, prune_at = self.num_expansions, dict(zip(self.prune_steps, self.prune_sizes))
         for step in range(self.num_inference_steps):
             yield size

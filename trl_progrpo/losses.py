@@ -59,7 +59,11 @@ def guard_log_ratio(
 
 
 def policy_loss(
-    log_ratio: torch.Tensor, advantages: torch.Tensor, epsilon: float, epsilon_high: float | None = None
+    log_ratio: torch.Tensor,
+    advantages: torch.Tensor,
+    epsilon: float,
+    epsilon_high: float | None = None,
+    num_rows: int | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
     PPO's clipped surrogate, `max(-A rho, -A clip(rho, 1 - epsilon, 1 + epsilon_high))` with `rho = exp(log_ratio)`.
@@ -70,6 +74,7 @@ def policy_loss(
         epsilon (`float`): clip width below 1, and above unless `epsilon_high` is given. With mean-reduced log-probabilities
             published values are 1e-4 to 2e-6.
         epsilon_high (`float`, *optional*): clip width above 1.
+        num_rows (`int`, *optional*): rows that the metrics are of, the first ones; all when unset. Of none they are NaN.
 
     Returns:
         `tuple`: the loss per row (`torch.Tensor` of shape `(B,)`, minimised) and metrics without gradient, all
@@ -94,13 +99,14 @@ def policy_loss(
     clipped = deviation.clamp(-epsilon, epsilon_high)
     loss = torch.maximum(-advantages * deviation, -advantages * clipped) - advantages
 
-    deviation = deviation.detach()
+    deviation, advantages = deviation.detach()[:num_rows], advantages[:num_rows]
     low = (deviation < -epsilon) & (advantages < 0)
     high = (deviation > epsilon_high) & (advantages > 0)
+    least, most = deviation.aminmax() if len(deviation) else (deviation.mean(), deviation.mean())
     metrics = {
         "ratio/mean": 1 + deviation.mean(),
-        "ratio/min": 1 + deviation.min(),
-        "ratio/max": 1 + deviation.max(),
+        "ratio/min": 1 + least,
+        "ratio/max": 1 + most,
         "ratio/deviation": deviation.abs().mean(),
         "clip_ratio/low_mean": low.float().mean(),
         "clip_ratio/high_mean": high.float().mean(),

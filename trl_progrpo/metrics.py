@@ -175,30 +175,34 @@ class MetricsBuffer:
         self._unread.clear()
         self._values = defaultdict(list, {name: list(values) for name, values in state.items()})
 
-    def drain(self, accelerator: Any) -> dict[str, float]:
+    def drain(self, accelerator: Any, weight: float = 1) -> dict[str, float]:
         """
         A maximum of what ends in `/max`, a minimum of what ends in `/min`, the mean of everything else, over all processes;
         without what is NaN. Forgets them.
 
         Args:
             accelerator ([`~accelerate.Accelerator`]): gathers; all processes must have added the same names.
+            weight (`float`, *optional*, defaults to 1): of this process in means, e.g. how many trajectories it has.
         """
         self._read()
         told = {name: _reduce(name, values) for name, values in sorted(self._values.items())}
         if accelerator.num_processes > 1:
-            everywhere = accelerator.gather(torch.tensor([list(told.values())], device=accelerator.device)).cpu()
-            told = {name: _reduce(name, column.tolist()) for name, column in zip(told, everywhere.unbind(1))}
+            row = torch.tensor([[weight, *told.values()]], device=accelerator.device)
+            weights, *columns = (column.tolist() for column in accelerator.gather(row).cpu().unbind(1))
+            told = {name: _reduce(name, column, weights) for name, column in zip(told, columns)}
         self._values.clear()
         return {name: value for name, value in told.items() if not math.isnan(value)}
 
 
-def _reduce(name: str, values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
+def _reduce(name: str, values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    known = [(value, weight) for value, weight in zip(values, weights or [1] * len(values)) if not math.isnan(value)]
     if not known:
         return math.nan
-    if name.endswith(("/max", "/min")):
-        return max(known) if name.endswith("/max") else min(known)
-    return math.fsum(known) / len(known)
+    if name.endswith("/max"):
+        return max(value for value, _ in known)
+    if name.endswith("/min"):
+        return min(value for value, _ in known)
+    return math.fsum(value * weight for value, weight in known) / math.fsum(weight for _, weight in known)
 
 
 def _rewards_of(record: PruneRecord, rollout: Rollout) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ._trl import BaseConfig
+from .geometry import PLACEMENTS, Geometry
 from .inherited import check_choices, check_dicts, check_numbers, watches_a_metric
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
@@ -30,8 +31,9 @@ class ProGRPOConfig(BaseConfig):
     Configuration of [`ProGRPOTrainer`]. Only what is specific to it is listed; everything of
     [`~transformers.TrainingArguments`] applies, with other defaults where they are given below.
 
-    The arithmetic of one rollout on one device: `per_device_train_batch_size * steps_per_generation` trajectories are
-    trained, which is `.../ num_generations` prompts; each prompt starts `num_expansions` trajectories.
+    The arithmetic of one rollout: each device trains up to `per_device_train_batch_size * steps_per_generation` trajectories,
+    which hold so many groups of `num_generations`; each prompt starts `num_expansions` trajectories. None of these numbers need
+    divide another, see [`~ProGRPOConfig.geometry`].
 
     `torch_compile` compiles the denoiser in place, for rollout and update alike.
 
@@ -115,6 +117,10 @@ class ProGRPOConfig(BaseConfig):
             Rows per network call in rollouts; `per_device_train_batch_size` when unset.
         decode_batch_size (`int`, *optional*):
             Images per decoder call; `rollout_batch_size` when unset.
+        offload_rollout (`bool`, *optional*, defaults to `False`):
+            Keep the latents of trained steps, and the encoded prompts of a rollout, in pinned CPU memory: in the update each
+            micro-batch is brought to the device when it is trained, in both phases the prompts of a network call when it is
+            made.
         sde_window (`str`, *optional*):
             Train only a window of consecutive steps; the others run without noise. `"fixed"`, `"sliding"` (MixGRPO) or
             `"random"` (Flow-GRPO-Fast). Unset: all steps that carry noise are trained.
@@ -130,12 +136,18 @@ class ProGRPOConfig(BaseConfig):
         steps_per_generation (`int`, *optional*):
             Micro-batches per rollout, a multiple of `gradient_accumulation_steps`, which is also the default: one
             optimiser update per rollout and pass. 2 times that: two updates.
+        prompts_per_rollout (`int`, *optional*):
+            Prompts of a rollout over all devices. Unset: as many whole groups as the micro-batches of the devices hold. Where
+            the survivors leave micro-batches uneven, rows of weight zero fill them up.
+        group_placement (`str`, *optional*, defaults to `"rank-local"`):
+            `"rank-local"`: whole groups on one device, so that pruning needs no communication. `"spread"`: every group on all
+            devices, for fewer prompts than devices or groups too large for one; at every checkpoint preview rewards go round and
+            surviving latents move, so that every device goes on with as many. Seeds, survivors and updates are the same.
 
     > Parameters of the update
 
         per_device_train_batch_size (`int`, *optional*, defaults to `12`):
-            Trajectories per micro-batch, one group of the default size. Times `steps_per_generation` it must hold whole
-            groups.
+            Trajectories per micro-batch at most, one group of the default size.
         learning_rate (`float`, *optional*, defaults to `3e-4`):
             Initial learning rate of AdamW.
         num_iterations (`int`, *optional*, defaults to `1`):
@@ -310,6 +322,9 @@ class ProGRPOConfig(BaseConfig):
     decode_batch_size: int | None = field(
         default=None, metadata={"help": "Images per decoder call; rollout_batch_size if unset."}
     )
+    offload_rollout: bool = field(
+        default=False, metadata={"help": "Keep stored latents and encoded prompts in pinned CPU memory."}
+    )
     sde_window: str | None = field(
         default=None, metadata={"help": "Train only a window of steps: fixed, sliding or random; all steps if unset."}
     )
@@ -321,6 +336,13 @@ class ProGRPOConfig(BaseConfig):
     )
     steps_per_generation: int | None = field(
         default=None, metadata={"help": "Micro-batches per rollout; gradient_accumulation_steps if unset."}
+    )
+    prompts_per_rollout: int | None = field(
+        default=None,
+        metadata={"help": "Prompts per rollout over all devices; as many as the micro-batches hold if unset."},
+    )
+    group_placement: str = field(
+        default="rank-local", metadata={"help": "rank-local: whole groups on one device; spread: every group on all."}
     )
 
     # Update
@@ -417,10 +439,32 @@ class ProGRPOConfig(BaseConfig):
         self._check_batches()
         self._check_unsupported()
 
-    @property
-    def prompts_per_rollout(self) -> int:
-        """Prompts per rollout on each device."""
-        return self.per_device_train_batch_size * self.steps_per_generation // self.num_generations
+    def geometry(self, num_processes: int | None = None) -> Geometry:
+        """
+        How a rollout is dealt to processes, updates and micro-batches.
+
+        Args:
+            num_processes (`int`, *optional*): how many there are; those of this run when unset.
+
+        Raises:
+            ValueError: if the trajectories to train on do not fit into the micro-batches.
+        """
+        processes = num_processes or self.world_size
+        room = self.per_device_train_batch_size * self.steps_per_generation
+        num_prompts = self.prompts_per_rollout
+        if num_prompts is None and self.group_placement == "spread":
+            num_prompts = max(1, processes * room // self.num_generations)
+        elif num_prompts is None:
+            num_prompts = processes * (room // self.num_generations)
+        return Geometry(
+            num_prompts=num_prompts,
+            num_generations=self.num_generations,
+            num_processes=processes,
+            num_updates=self.steps_per_generation // self.gradient_accumulation_steps,
+            micro_batches=self.gradient_accumulation_steps,
+            micro_batch_size=self.per_device_train_batch_size,
+            placement=self.group_placement,
+        )
 
     @property
     def micro_steps_per_rollout(self) -> int:
@@ -455,7 +499,7 @@ class ProGRPOConfig(BaseConfig):
     def _check_numbers(self):
         at_least_one = (
             "num_inference_steps", "num_iterations", "steps_per_generation", "rollout_batch_size", "decode_batch_size",
-            "preview_batch_size", "preview_downscale", "rollout_waves",
+            "preview_batch_size", "preview_downscale", "rollout_waves", "prompts_per_rollout",
             "eval_num_inference_steps", "ema_update_interval", "sde_window_interval", "height", "width",
             "log_images_steps", "num_completions_to_print", "reward_max_retries", "max_sequence_length", "sde_window_size",
         )  # fmt: skip
@@ -512,6 +556,7 @@ class ProGRPOConfig(BaseConfig):
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` is {self.ema_decay}; use a number between 0 and 1, or leave it unset.")
         for name, choices in (
+            ("group_placement", PLACEMENTS),
             ("scale_rewards", ("group", "batch", "none")),
             ("log_prob_reduction", ("mean", "sum")),
             ("loss_type", ("grpo", "grpo_guard")),
@@ -601,11 +646,17 @@ class ProGRPOConfig(BaseConfig):
                 f"`steps_per_generation` is {self.steps_per_generation}, no multiple of `gradient_accumulation_steps` "
                 f"{self.gradient_accumulation_steps}; use e.g. {above}, for an optimiser update may not straddle two rollouts."
             )
-        if trained % self.num_generations:
+        if self.group_placement == "spread" and self.rollout_waves > 1:
+            raise ValueError(
+                f"`rollout_waves` is {self.rollout_waves}, but with `group_placement` 'spread' all devices meet at every "
+                "checkpoint; use 1."
+            )
+        if self.group_placement == "rank-local" and trained < self.num_generations:
             raise ValueError(
                 f"`per_device_train_batch_size` {self.per_device_train_batch_size} times `steps_per_generation` "
-                f"{self.steps_per_generation} is {trained} trajectories, no multiple of `num_generations` "
-                f"{self.num_generations}; whole groups must fit, e.g. per_device_train_batch_size={self.num_generations}."
+                f"{self.steps_per_generation} is {trained} trajectories, fewer than `num_generations` "
+                f"{self.num_generations}; a whole group must fit, e.g. with steps_per_generation="
+                f"{-(-self.num_generations // self.per_device_train_batch_size)}, unless `group_placement` is 'spread'."
             )
 
     def _check_unsupported(self):

@@ -26,15 +26,15 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ._trl import BaseTrainer
 from .adapters import (
     adapters_disabled,
     add_adapter,
+    averaged_tensors,
     check_lora_config,
     default_lora_config,
-    trainable_parameters,
 )
 from .advantages import comparable_rows, group_advantages, normalize_multi
+from .arithmetic import resolved_arithmetic, work_of_rollout
 from .audit import AuditWatch, audit_metrics, audit_size
 from .auto_schedule import AutoSchedule
 from .callbacks import ProGRPOProgressCallback
@@ -59,6 +59,7 @@ from .data import (
     is_stream,
     warn_about_long_prompts,
 )
+from .dealing import MicroBatch, micro_batches, own_advantages, whole_groups
 from .evaluation import held_out_metrics, held_out_scores
 from .families import family_class, load_pipeline, load_preview_decoder
 from .heldout import HackingWatch
@@ -67,6 +68,7 @@ from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, st
 from .metrics import MetricsBuffer, prune_metrics, reward_metrics
 from .model_card import CardPictures, portable_values, started_with, write_model_card
 from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback, check_trackers
+from .out_of_memory import run_memory, update_memory
 from .policies import POLICIES
 from .progrpo_config import ProGRPOConfig
 from .prompt_cache import PromptCache
@@ -75,6 +77,10 @@ from .ranks import RankWatch
 from .rewards import REWARD_ERROR_KINDS, RewardFunc, RewardRunner
 from .sampler import ExpandPruneSampler
 from .seeds import derive_seed
+from .sharded_trainer import ShardingTrainer
+from .sharding import backward, gradients_accumulate, load_whole_weights, reshard, shard
+from .sharding_checks import check_sharding, sharding_of
+from .spread import Spread
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
 from .types import Rollout, to_device
@@ -82,6 +88,10 @@ from .types import Rollout, to_device
 
 EVAL_ROLLOUT = -1
 """Rollout index of evaluation, so that its seeds never meet those of training."""
+
+
+def _take(values: Sequence[Any], index: Sequence[int]) -> list[Any]:
+    return [values[i] for i in index]
 
 
 class _LoggableConfig(FrozenDict):
@@ -112,6 +122,7 @@ class _LoopCallback(TrainerCallback):
             load_run_state(self.trainer, self.trainer._resumed_from)
         if state.is_world_process_zero and state.global_step == 0 and not self.trainer.use_adapter:
             self.trainer.card_pictures.remember_before()
+        self.trainer.tell("on_arithmetic", lines=self.trainer.arithmetic())
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.prompt_sampler.set_epoch(int(state.epoch or 0))
@@ -123,10 +134,10 @@ class _EMACallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.ema_update_interval == 0:
-            self.trainer.ema.step(trainable_parameters(self.trainer.family.denoiser))
+            self.trainer.ema.step(averaged_tensors(self.trainer.family.denoiser))
 
 
-class ProGRPOTrainer(BaseTrainer):
+class ProGRPOTrainer(ShardingTrainer):
     """
     Trainer for Expand-and-Prune GRPO (arXiv 2512.15347) on text-to-image diffusion and flow models.
 
@@ -204,6 +215,8 @@ class ProGRPOTrainer(BaseTrainer):
         check_datasets(args, train_dataset, eval_dataset)
         if isinstance(peft_config, LoraConfig):
             check_lora_config(peft_config)
+        check_sharding(args, optimizers[0])
+        load_whole_weights(args)
         init_kwargs = dict(args.model_init_kwargs or {})
         family = family_class(model, **init_kwargs)
         policy = self._make_policy(args, family)
@@ -226,7 +239,7 @@ class ProGRPOTrainer(BaseTrainer):
         )
         self.reference_denoiser = self._prepare_denoiser(args, peft_config)
         self.family.denoiser._internal_dict = _LoggableConfig(self.family.denoiser.config)
-        self._micro_batches: list[Rollout] = []
+        self._micro_batches: list[MicroBatch] = []
         self._micro_batches_of: tuple[int, int] | None = None
         self.last_rollout: Rollout | None = None
         self.last_prompts: list[str] = []
@@ -251,6 +264,11 @@ class ProGRPOTrainer(BaseTrainer):
             optimizers=optimizers,
         )
         self.rank_watch = RankWatch.of(self.accelerator.state)
+        self.geometry = args.geometry(self.accelerator.num_processes)
+        if self.is_fsdp_enabled:
+            # Now: whole, it may not fit on the device, where the rest of the pipeline is about to go.
+            for denoiser in filter(None, (self.family.denoiser, self.reference_denoiser)):
+                shard(self.accelerator, denoiser)
         pipeline.to(self.accelerator.device)
         if self.reference_denoiser is not None:
             self.reference_denoiser.to(self.accelerator.device)
@@ -268,7 +286,7 @@ class ProGRPOTrainer(BaseTrainer):
         self.add_callback(StopCallback(self._stop_request, self.accelerator))
         self.ema: EMAModel | None = None
         if args.ema_decay is not None:
-            self.ema = EMAModel(trainable_parameters(self.family.denoiser), decay=args.ema_decay)
+            self.ema = EMAModel(averaged_tensors(self.family.denoiser), decay=args.ema_decay)
             self.add_callback(_EMACallback(self))
         self.group_watch = GroupWatch()
         # Last, so that trackers have begun their run and the average its step when pictures are drawn.
@@ -291,6 +309,7 @@ class ProGRPOTrainer(BaseTrainer):
             preview_reward_weights=self.preview_reward_runner.weights,
             num_waves=args.rollout_waves,
             on_preview=self.group_watch,
+            spread=Spread(self.rank_watch) if args.group_placement == "spread" else None,
         )
         self._check_steps(policy)
         is_auto = args.prune_schedule == "auto"
@@ -385,6 +404,7 @@ class ProGRPOTrainer(BaseTrainer):
             num_inference_steps=num_inference_steps,
             rollout_batch_size=self.args.rollout_batch_size,
             decode_batch_size=self.args.decode_batch_size,
+            offload=self.args.offload_rollout,
             seed=self.args.seed,
             on_progress=kwargs.pop("on_progress", self.on_phase),
             **kwargs,
@@ -406,43 +426,30 @@ class ProGRPOTrainer(BaseTrainer):
         self._signature_columns = [self.args.prompt_column]
 
     def get_train_dataloader(self) -> DataLoader:
-        """One batch per micro-step; all micro-steps of a rollout are given the rollout's prompts."""
+        """
+        One batch per micro-step: the prompts of its rollout, all of them on every process, which takes its share. It is not
+        prepared by accelerate, which would deal them out in its own way.
+        """
         if self.train_dataset is None:
             raise ValueError("`train_dataset` is None; give a dataset with prompts to train on.")
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        shuffle = self.args.train_sampling_strategy != "sequential"
-        if is_stream(self.train_dataset):
-            return self._stream_dataloader(seed, shuffle)
-        self.prompt_sampler = RolloutSampler(
-            len(self.train_dataset),
-            self.args.prompts_per_rollout * self.accelerator.num_processes,
-            self.args.micro_steps_per_rollout,
-            seed,
-            shuffle=shuffle,
+        args, size = self.args, self.geometry.num_prompts
+        order = (
+            size,
+            args.micro_steps_per_rollout,
+            args.seed if args.data_seed is None else args.data_seed,
+            args.train_sampling_strategy != "sequential",
         )
-        loader = DataLoader(
+        if is_stream(self.train_dataset):
+            self.prompt_sampler = RolloutStream(self.train_dataset, args.prompt_column, *order)
+            # Workers would each read the whole stream.
+            return DataLoader(self.prompt_sampler, batch_size=size, collate_fn=self.data_collator, num_workers=0)
+        self.prompt_sampler = RolloutSampler(len(self.train_dataset), *order)
+        return DataLoader(
             self.train_dataset,
-            batch_size=self.args.prompts_per_rollout,
+            batch_size=size,
             sampler=self.prompt_sampler,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-        )
-        return self.accelerator.prepare(loader)
-
-    def _stream_dataloader(self, seed: int, shuffle: bool) -> DataLoader:
-        """Not prepared by accelerate, which would send rows between processes; workers would each read the whole stream."""
-        self.prompt_sampler = RolloutStream(
-            self.train_dataset,
-            self.args.prompt_column,
-            self.args.prompts_per_rollout,
-            self.args.micro_steps_per_rollout,
-            seed,
-            shuffle,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return DataLoader(
-            self.prompt_sampler, batch_size=self.args.prompts_per_rollout, collate_fn=self.data_collator, num_workers=0
+            num_workers=args.dataloader_num_workers,
         )
 
     def get_total_train_batch_size(self, args) -> int:
@@ -456,16 +463,21 @@ class ProGRPOTrainer(BaseTrainer):
 
     # ---- rollout -----------------------------------------------------------------------------------------------------
 
-    def _prepare_inputs(self, inputs: dict[str, list[Any]]) -> Rollout:
+    def _prepare_inputs(self, inputs: dict[str, list[Any]]) -> MicroBatch:
         """The rows of this micro-step, after a rollout if one is due. Which is due follows from the step count alone."""
         rollout_index, position = self._position
         iteration, position = divmod(position, self.args.steps_per_generation)
         if self._micro_batches_of != (rollout_index, iteration):
+            # They take as much memory as the rollout itself.
+            self._micro_batches = []
             if self.last_rollout is None or self.last_rollout.rollout_index != rollout_index:
                 self._rollout(inputs, rollout_index)
-            self._micro_batches = self._split(self.last_rollout, rollout_index, iteration)
+            turn = derive_seed(self.args.seed, rollout_index) % self.geometry.num_updates + iteration
+            rank, device = self.accelerator.process_index, self.accelerator.device
+            self._micro_batches = micro_batches(self.last_rollout, self.geometry, rank, turn, device)
             self._micro_batches_of = (rollout_index, iteration)
-        return self._micro_batches[position]
+        batch = self._micro_batches[position]
+        return replace(batch, rows=batch.rows.replace(latents=to_device(batch.rows.latents, self.accelerator.device)))
 
     @property
     def _position(self) -> tuple[int, int]:
@@ -474,12 +486,16 @@ class ProGRPOTrainer(BaseTrainer):
         return divmod(done, self.args.micro_steps_per_rollout)
 
     def _rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> None:
-        rollout = self._restore_rollout(inputs, rollout_index)
+        rank = self.accelerator.process_index
+        slots = self.geometry.slots(rank)
         prompts, columns = self._split_columns(inputs)
+        # A slot beyond the last prompt stands for it.
+        mine = [min(slot, len(prompts) - 1) for slot in slots]
+        prompts, columns = _take(prompts, mine), {name: _take(values, mine) for name, values in columns.items()}
+        rollout = self._restore_rollout(prompts, rollout_index)
         if rollout is None:
             if self.auto_schedule is not None:
                 self.auto_schedule.before_rollout(inputs, rollout_index)
-            first_slot = self.accelerator.process_index * len(prompts)
             with self.rank_watch.together(), self._inference():
                 rollout = self.sampler.rollout(
                     self.family.denoiser,
@@ -487,16 +503,18 @@ class ProGRPOTrainer(BaseTrainer):
                     columns,
                     conditioning=self._encode(prompts),
                     rollout_index=rollout_index,
-                    first_slot=first_slot,
+                    first_slot=slots.start,
                     train_steps=self._train_steps(self.sampler.policy, rollout_index),
                     noise_steps=self._noise_steps(self.sampler.policy, rollout_index),
                     # The same number on every process, so that all make the same number of network calls.
                     audit=range(audit_size(self._audit_fraction, len(prompts), rollout_index)),
                 )
-            advantages = self._advantages(rollout)
-            advantages[~comparable_rows(rollout.rewards, rollout.prompt_index)] = math.nan
-            rollout = rollout.replace(advantages=advantages)
-            self._log_rollout(rollout)
+            groups = whole_groups(rollout, self.geometry, rank, self.sampler.spread)
+            advantages = self._advantages(groups)
+            advantages[~comparable_rows(groups.rewards, groups.prompt_index)] = math.nan
+            groups = groups.replace(advantages=advantages)
+            rollout = rollout.replace(advantages=own_advantages(rollout, groups, self.geometry, rank))
+            self._log_rollout(groups)
             self.group_watch.finish(prompts[0], rollout, self.state.global_step)
         self.last_rollout, self.last_prompts = rollout, prompts
 
@@ -509,7 +527,7 @@ class ProGRPOTrainer(BaseTrainer):
         return self.args.train_steps(policy.stochastic_steps(schedule), rollout_index)
 
     def _encode(self, prompts: Sequence[str]):
-        return self.prompt_cache(prompts, self.args.negative_prompt)
+        return self.prompt_cache(prompts, self.args.negative_prompt, "cpu" if self.args.offload_rollout else None)
 
     @property
     def _audit_fraction(self) -> float:
@@ -520,7 +538,7 @@ class ProGRPOTrainer(BaseTrainer):
         if args.multi_objective_aggregation == "normalize_then_sum":
             return clip_advantages(self._normalized_advantages(rollout), args.adv_clip_max)
         if args.scale_rewards == "batch":
-            everywhere = self.accelerator.gather(rollout.rewards.to(self.accelerator.device))
+            everywhere = torch.cat(self.rank_watch.gather(rollout.rewards))
             everywhere = everywhere[~everywhere.isnan()].double()
             batch_std = everywhere.std(correction=0).item() if len(everywhere) else 0.0
         advantages = group_advantages(rollout.rewards, rollout.prompt_index, args.scale_rewards, batch_std=batch_std)
@@ -536,13 +554,6 @@ class ProGRPOTrainer(BaseTrainer):
         square, count = self.accelerator.reduce(totals.to(self.accelerator.device), "sum").tolist()
         return sums / (math.sqrt(square / max(1.0, count)) + 1e-4)
 
-    def _split(self, rollout: Rollout, rollout_index: int, iteration: int) -> list[Rollout]:
-        seed = derive_seed(self.args.seed, rollout_index, iteration, self.accelerator.process_index)
-        order = torch.randperm(len(rollout), generator=torch.Generator().manual_seed(seed))
-        parts = [rollout.select(rows) for rows in order.split(self.args.per_device_train_batch_size)]
-        # Once here, and not at every trained step.
-        return [part.replace(advantages=to_device(part.advantages, self.accelerator.device)) for part in parts]
-
     def _split_columns(self, inputs: dict[str, list[Any]]) -> tuple[list[str], dict[str, list[Any]]]:
         columns = dict(inputs)
         return columns.pop(self.args.prompt_column), columns
@@ -557,25 +568,24 @@ class ProGRPOTrainer(BaseTrainer):
                 yield
         finally:
             self.family.denoiser.train(training)
+            reshard(self.family.denoiser)
 
     # ---- update ------------------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """One micro-batch: a forward and backward pass per trained denoising step, gradients synchronised in the last."""
-        rows = self._prepare_inputs(inputs)
+        batch = self._prepare_inputs(inputs)
         # Going through all modules of a large network takes as long as the host needs to launch it.
         if not model.training:
             model.train()
-        steps = range(len(rows.step_indices))
-        weights = self._step_weights(rows)
+        steps = range(len(batch.rows.step_indices))
+        weights = self._step_weights(batch.rows)
         total = torch.zeros((), device=self.accelerator.device)
-        with self._timer("update"):
+        with self._timer("update"), update_memory(self.args.per_device_train_batch_size, self.family.denoiser):
             for s in steps:
-                synchronise = s == steps[-1]
-                with nullcontext() if synchronise else self.accelerator.no_sync(model):
-                    loss = self._step_loss(model, rows, s) * weights[s]
-                    loss = loss / (len(steps) * self.current_gradient_accumulation_steps)
-                    self.accelerator.backward(loss)
+                with gradients_accumulate(self.accelerator, model, last=s == steps[-1]):
+                    loss = self._step_loss(model, batch, s) * (weights[s] / len(steps))
+                    backward(self.accelerator, loss)
                 total += loss.detach()
                 self.on_phase("update", s + 1, len(steps))
         self._micro_steps_since_update += 1
@@ -591,9 +601,9 @@ class ProGRPOTrainer(BaseTrainer):
             weights = [weight / step for weight, step in zip(weights, steps)]
         return weights
 
-    def _step_loss(self, model, rows: Rollout, s: int) -> torch.Tensor:
-        """Mean loss of the rows `(B,)` at the `s`-th trained step."""
-        args, device = self.args, self.accelerator.device
+    def _step_loss(self, model, batch: MicroBatch, s: int) -> torch.Tensor:
+        """What the rows add to the mean loss of the update at the `s`-th trained step."""
+        args, device, rows, counted = self.args, self.accelerator.device, batch.rows, slice(batch.num_rows)
         transition = self._transition(model, rows, s)
         log_prob = transition.log_prob(rows.latents[:, s + 1])
         sampled = rows.log_probs[:, s].to(device)
@@ -601,19 +611,19 @@ class ProGRPOTrainer(BaseTrainer):
         old_log_prob = log_prob.detach() if self._on_policy else sampled
         ratio = self._log_ratio(transition, log_prob, old_log_prob, rows, s)
         advantages = rows.advantages.to(device)
-        loss, metrics = policy_loss(ratio, advantages.nan_to_num(), args.epsilon, args.epsilon_high)
+        loss, metrics = policy_loss(ratio, advantages.nan_to_num(), args.epsilon, args.epsilon_high, batch.num_rows)
         if args.beta > 0:
             kl = transition.kl(self._reference_transition(rows, s))
             loss = loss + args.beta * kl
-            self._metrics.add("kl", kl.detach().mean())
+            self._metrics.add("kl", kl[counted].detach().mean())
         if self._is_first_pass:
-            drift = (log_prob.detach() - sampled).abs()
+            drift = (log_prob.detach() - sampled)[counted].abs()
             self._metrics.add("sampling/sampling_logp_difference/mean", drift.mean())
-            self._metrics.add("sampling/sampling_logp_difference/max", drift.max())
+            self._metrics.add("sampling/sampling_logp_difference/max", drift.max() if batch.num_rows else drift.mean())
         for name, value in metrics.items():
             self._metrics.add(name, value)
         # Rows that are left out weigh nothing, and the others what they always weigh.
-        return torch.where(advantages.isnan(), 0.0, loss).mean()
+        return torch.where(advantages.isnan(), 0.0, loss).sum() * batch.scale
 
     def _log_ratio(self, transition, log_prob, old_log_prob, rows: Rollout, s: int) -> torch.Tensor:
         if self.args.loss_type == "grpo":
@@ -632,7 +642,9 @@ class ProGRPOTrainer(BaseTrainer):
         latents = rows.latents[:, s]
         timestep = rows.schedule.timesteps[step_index].to(latents.device)
         with self.accelerator.autocast():
-            output = self.family.predict(denoiser, latents, timestep, rows.conditioning.rows(rows.prompt_index))
+            output = self.family.predict(
+                denoiser, latents, timestep, rows.conditioning.rows(rows.prompt_index, latents.device)
+            )
         return self.sampler.policy.step(output, latents, rows.schedule, step_index)
 
     def _reference_transition(self, rows: Rollout, s: int):
@@ -657,9 +669,26 @@ class ProGRPOTrainer(BaseTrainer):
     def on_phase(self, phase: str, done: int, total: int) -> None:
         """Tells callbacks what the run is doing, and stops it if another process has failed."""
         self.rank_watch.check()
+        self.tell("on_phase", phase=phase, done=done, total=total)
+
+    def tell(self, event: str, **kwargs) -> None:
+        """Calls the method `event`, which transformers' loop does not know, of the callbacks that have it."""
         for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "on_phase"):
-                callback.on_phase(self.args, self.state, self.control, phase=phase, done=done, total=total)
+            if hasattr(callback, event):
+                getattr(callback, event)(self.args, self.state, self.control, **kwargs)
+
+    def arithmetic(self) -> list[str]:
+        """What a rollout and an epoch come to; see [`~arithmetic.resolved_arithmetic`]."""
+        work = work_of_rollout(
+            self.args,
+            self.geometry,
+            trained_steps=len(self._train_steps(self.sampler.policy, 0)),
+            nfe_per_row=self.family.nfe_per_row,
+            num_rewards=len(self.reward_runner),
+            num_preview_rewards=len(self.preview_reward_runner),
+        )
+        num_prompts = None if is_stream(self.train_dataset) else len(self.train_dataset)
+        return resolved_arithmetic(self.args, self.geometry, work, num_prompts)
 
     def _log_rollout(self, rollout: Rollout) -> None:
         errors = {f"reward_errors/{kind}": count for kind, count in self._count_errors().items()}
@@ -685,7 +714,8 @@ class ProGRPOTrainer(BaseTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the metrics gathered since the last log, averaged over micro-steps and processes."""
         if self._metrics and ("loss" in logs or "train_loss" in logs):
-            logs = {**logs, **self._metrics.drain(self.accelerator)}
+            weight = len(self.geometry.rows(self.accelerator.process_index))
+            logs = {**logs, **self._metrics.drain(self.accelerator, weight)}
             seconds = self.sampler.timer.drain()
             seconds.update(self._timer.drain())
             logs.update({f"time/{phase}": value for phase, value in seconds.items()})
@@ -752,6 +782,7 @@ class ProGRPOTrainer(BaseTrainer):
             on_progress=None,
         )
         sampler.seed = self.args.seed if seed is None else seed
+        sampler.share_call_sizes(self.sampler)
         with self._inference(), self._weights(adapter, ema):
             rollout = sampler.rollout(
                 self.family.denoiser,
@@ -771,7 +802,7 @@ class ProGRPOTrainer(BaseTrainer):
             with adapters_disabled(self.family.denoiser):
                 yield
         elif self.ema is not None and ema:
-            parameters = trainable_parameters(self.family.denoiser)
+            parameters = averaged_tensors(self.family.denoiser)
             self.ema.store(parameters)
             self.ema.copy_to(parameters)
             try:
@@ -790,7 +821,7 @@ class ProGRPOTrainer(BaseTrainer):
 
         With EMA that is the average; the raw weights lie beside it, for resuming.
         """
-        if not self.args.should_save:
+        if not self.args.should_save and sharding_of(self.args) is None:
             return
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         is_checkpoint = os.path.basename(os.path.abspath(output_dir)).startswith(f"{PREFIX_CHECKPOINT_DIR}-")
@@ -799,6 +830,8 @@ class ProGRPOTrainer(BaseTrainer):
             save_weights(self, output_dir, whole=not is_checkpoint)
         if self.ema is not None:
             save_weights(self, output_dir, raw=True)
+        if not self.args.should_save:
+            return
         settings = json.dumps(portable_values(json.loads(self.args.to_json_string())), indent=2)
         Path(output_dir, "training_args.json").write_text(redact(settings, [self.args.hub_token]))
         place = output_dir.replace(f"{STAGING}{os.sep}", "")
@@ -909,7 +942,7 @@ class ProGRPOTrainer(BaseTrainer):
         self._loop_callback.evaluations = [
             entry for entry in self.state.log_history if "eval_reward" in entry and entry["step"] == 0
         ]
-        with self._stop_request.listening(self.is_world_process_zero()):
+        with self.rank_watch.watching(), run_memory(), self._stop_request.listening(self.is_world_process_zero()):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
@@ -922,7 +955,7 @@ class ProGRPOTrainer(BaseTrainer):
 
     _resumed_from: str | None = None
 
-    def _restore_rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> Rollout | None:
+    def _restore_rollout(self, prompts: Sequence[str], rollout_index: int) -> Rollout | None:
         """The rollout that a checkpoint was saved in the middle of, or `None`."""
         if self._resumed_from is None:
             return None
@@ -930,8 +963,8 @@ class ProGRPOTrainer(BaseTrainer):
         self._resumed_from = None
         if tensors is None:
             return None
-        device, prompts = self.accelerator.device, self._split_columns(inputs)[0]
-        tensors["latents"] = tensors["latents"].to(device)
+        if not self.args.offload_rollout:
+            tensors["latents"] = tensors["latents"].to(self.accelerator.device)
         schedule = self.family.make_schedule(self.args.num_inference_steps)
         return Rollout(
             **tensors,
@@ -939,5 +972,5 @@ class ProGRPOTrainer(BaseTrainer):
             conditioning=self._encode(prompts),
             schedule=schedule,
             rollout_index=rollout_index,
-            first_slot=self.accelerator.process_index * len(prompts),
+            first_slot=self.geometry.slots(self.accelerator.process_index).start,
         )

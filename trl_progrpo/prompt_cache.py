@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .families import Family
-from .types import Conditioning
+from .types import Conditioning, to_device
 
 
 class PromptCache:
@@ -64,13 +64,16 @@ class PromptCache:
                     "to, or leave it unset to keep prompts in memory."
                 ) from error
 
-    def __call__(self, prompts: Sequence[str], negative_prompt: str | None = None) -> Conditioning:
+    def __call__(
+        self, prompts: Sequence[str], negative_prompt: str | None = None, device: torch.device | str | None = None
+    ) -> Conditioning:
         """
-        The conditioning of `P` prompts on the family's device; prompts that are not known yet are encoded.
+        The conditioning of `P` prompts; prompts that are not known yet are encoded.
 
         Args:
             prompts (`Sequence[str]` of length `P`): the prompts, repetitions allowed.
             negative_prompt (`str`, *optional*): of all of them; the family's default when unset.
+            device (`torch.device`, *optional*): where it is to be; the family's when unset.
 
         Raises:
             ValueError: if a prompt is unknown and the text encoders are no longer there.
@@ -78,7 +81,8 @@ class PromptCache:
         found = {prompt: self._get(prompt, negative_prompt) for prompt in dict.fromkeys(prompts)}
         # Only now, so that a rollout larger than the limit is still whole.
         self._forget()
-        return self.family.stack([found[prompt] for prompt in prompts]).to(self.family.device)
+        device = self.family.device if device is None else device
+        return self.family.stack([found[prompt] for prompt in prompts]).map(lambda tensor: to_device(tensor, device))
 
     def encode(self, prompts: Iterable[str], negative_prompt: str | None = None) -> None:
         """Encodes the prompts that are not known yet, however much memory they take."""

@@ -54,7 +54,7 @@ def sample_whole_groups(
     whole.num_generations = num_expansions
     checkpoints = range(whole.num_inference_steps - 1)
     whole.set_schedule(num_expansions, checkpoints, [num_expansions] * len(checkpoints))
-    whole.pruning_rule = none
+    whole.pruning_rule, whole.spread = none, None
     whole.on_preview = lambda images, record: None
     whole.timer, whole.saved, whole.num_waves = PhaseTimer(), PhaseTimer(), 1
     return whole.rollout(

@@ -11,12 +11,14 @@ import torch
 
 from .advantages import weighted_rewards
 from .families.base import Family
+from .out_of_memory import CallSize
 from .overlap import Job, Wave, run_waves, scoring_job
 from .policies import Policy
 from .pruning import ovf
 from .seeds import INITIAL_NOISE, derive_seed, row_noise
+from .spread import Spread
 from .timing import PhaseTimer
-from .types import Conditioning, PruneRecord, Rollout, SamplingCost, Schedule, to_device
+from .types import Conditioning, PruneRecord, Rollout, SamplingCost, Schedule, pinned_like, to_device, to_host
 
 
 Scorer = Callable[..., torch.Tensor]
@@ -41,10 +43,20 @@ class _Rows:
             self.prompt_index[rows],
             self.member[rows],
             self.latents[there],
-            [latents[there] for latents in self.path],
+            [pinned_like(latents[to_device(rows, latents.device)], latents) for latents in self.path],
             [log_probs[there] for log_probs in self.log_probs],
             self.dropped[rows],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What the choice of survivors needs to know of the rows of whole groups: those here, or those on all processes."""
+
+    prompt_index: torch.Tensor
+    member: torch.Tensor
+    dropped: torch.Tensor
+    rewards: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +117,16 @@ class ExpandPruneSampler:
         seed (`int`, *optional*, defaults to 0): the run's seed.
         storage_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of stored latents; log-probabilities are
             taken of the rounded latents.
+        offload (`bool`, *optional*, defaults to `False`): keep stored latents in CPU memory, pinned if they come from a CUDA
+            device. A `conditioning` in CPU memory may stay there in any case.
         on_progress (`Callable[[str, int, int], None]`, *optional*): told `(phase, done, total)` where phase is
             `"denoise"`, `"preview"`, `"decode"` or `"reward"`.
         on_preview (`Callable[[torch.Tensor, PruneRecord], None]`, *optional*): told the previews `(n, 3, h, w)` of all
             rows of a checkpoint and what became of them, once per checkpoint and wave; the finished images where the last
-            selection is among those.
+            selection is among those. Of groups that are spread, it is told of the rows on this process.
+        spread ([`~spread.Spread`], *optional*): deals the rows of every group to all processes, which must then all be given
+            the same prompts. Each process returns its share of the survivors, of which `spread.own` tells what are copies;
+            `prune_records` are of whole groups.
 
     Attributes:
         timer ([`~timing.PhaseTimer`]): seconds spent per phase since it was last drained.
@@ -139,8 +156,10 @@ class ExpandPruneSampler:
         num_waves: int = 1,
         seed: int = 0,
         storage_dtype: torch.dtype = torch.float32,
+        offload: bool = False,
         on_progress: Callable[[str, int, int], None] | None = None,
         on_preview: Callable[[torch.Tensor, PruneRecord], None] | None = None,
+        spread: Spread | None = None,
     ):
         self.family = family
         self.policy = policy
@@ -150,9 +169,16 @@ class ExpandPruneSampler:
         self.num_generations = num_generations
         self.set_schedule(num_expansions or num_generations, prune_steps or (), prune_sizes or ())
         self.pruning_rule = pruning_rule
-        self.rollout_batch_size = rollout_batch_size
-        self.decode_batch_size = decode_batch_size or rollout_batch_size
-        self.preview_batch_size = preview_batch_size or self.decode_batch_size
+        decode_batch_size = decode_batch_size or rollout_batch_size
+        self.network_calls = CallSize(
+            "rollout_batch_size", rollout_batch_size, "make images smaller (`height`, `width`)"
+        )
+        self.decode_calls = CallSize("decode_batch_size", decode_batch_size, "set `vae_slicing` or `vae_tiling`")
+        self.preview_calls = CallSize(
+            "preview_batch_size",
+            preview_batch_size or decode_batch_size,
+            "set `preview_downscale` or a `preview_decoder`",
+        )
         self.preview_scorer = preview_scorer or scorer
         self.preview_reward_weights = reward_weights if preview_reward_weights is None else preview_reward_weights
         self.preview_decoder = preview_decoder
@@ -160,9 +186,24 @@ class ExpandPruneSampler:
         self.num_waves = num_waves
         self.seed = seed
         self.storage_dtype = storage_dtype
+        self.keep = to_host if offload else lambda latents: latents
         self.on_progress = on_progress or (lambda phase, done, total: None)
         self.on_preview = on_preview or (lambda images, record: None)
+        self.spread = spread
         self.timer, self.saved = PhaseTimer(), PhaseTimer()
+
+    @property
+    def rollout_batch_size(self) -> int | None:
+        """Rows per network call; fewer than what was asked for if memory ran out."""
+        return self.network_calls.rows
+
+    @rollout_batch_size.setter
+    def rollout_batch_size(self, rows: int | None) -> None:
+        self.network_calls.rows = rows
+
+    def share_call_sizes(self, other: ExpandPruneSampler) -> None:
+        """Makes calls as small as those of `other` are and will be, which runs the same networks."""
+        self.network_calls, self.decode_calls = other.network_calls, other.decode_calls
 
     def set_schedule(
         self, num_expansions: int, prune_steps: Sequence[int] = (), prune_sizes: Sequence[int] = ()
@@ -245,36 +286,44 @@ class ExpandPruneSampler:
         """Samples the groups of some of the prompts; steps back where it needs rewards."""
         family, total_steps, schedule = self.family, self.num_inference_steps, given.schedule
         ode = self.policy.ode()
-        rows = self._start(given, prompts)
+        rows, total = self._start(given, prompts), len(prompts) * self.num_expansions
         cost, records, audits = SamplingCost(), [], []
         for i in range(total_steps):
             if i in given.train_steps and not rows.path:
-                rows.path.append(rows.latents)
+                rows.path.append(self.keep(rows.latents))
             policy = self.policy if i in given.noise_steps else ode
             with self.timer("denoise"):
                 predicted = self._step(given, rows, i, policy)
             cost = replace(cost, nfe=cost.nfe + len(rows.member) * family.nfe_per_row)
             if i in given.train_steps:
-                rows.path.append(rows.latents)
+                rows.path.append(self.keep(rows.latents))
             if i in self.prune_at:
-                images = self._decode(predicted, self._preview, "preview", self.preview_batch_size)
+                images = self._decode(predicted, self._preview, "preview", self.preview_calls)
                 per_func = yield self._job(self.preview_scorer, given, images, rows, preview=True)
                 rewards = weighted_rewards(per_func, self.preview_reward_weights)
                 cost = cost + SamplingCost(preview_decodes=len(rewards), reward_calls=per_func.numel())
-                goes_on, record = self._prune(given, rows, rewards, self.prune_at[i], i)
+                known = self._known(rows, rewards, total)
+                goes_on, record = self._prune(given, known, self.prune_at[i], i)
                 records.append(record)
-                audits.append(PruneRecord(i, rows.prompt_index, rows.member, rewards, goes_on))
-                self.on_preview(images[~rows.dropped], record)
-                rows.dropped = ~goes_on
-                rows = rows.select((goes_on | self._audited(given, rows)).nonzero().flatten())
+                audits.append(PruneRecord(i, known.prompt_index, known.member, known.rewards, goes_on))
+                self._show(images, known, goes_on, i)
+                stay = (goes_on | self._audited(given, known)).nonzero().flatten()
+                rows, total = self._go_on(rows, replace(known, dropped=~goes_on), stay), len(stay)
 
-        images = self._decode(rows.latents, family.decode, "decode", self.decode_batch_size)
+        images = self._decode(rows.latents, family.decode, "decode", self.decode_calls)
         per_func = yield self._job(self.scorer, given, images, rows, preview=False)
         rewards = weighted_rewards(per_func, self.reward_weights)
+        known = self._known(rows, rewards, total)
+        survives = ~known.dropped
+        if survives.sum() > len(prompts) * self.num_generations:
+            goes_on, record = self._prune(given, known, self.num_generations, total_steps)
+            records.append(record)
+            self._show(images, known, goes_on, total_steps)
+            survives = goes_on
         rollout = Rollout(
             prompt_index=rows.prompt_index,
             member=rows.member,
-            latents=torch.stack(rows.path, 1) if rows.path else rows.latents[:, None],
+            latents=pinned_like(torch.stack(rows.path, 1), rows.path[0]) if rows.path else rows.latents[:, None],
             step_indices=given.train_steps,
             log_probs=torch.stack(rows.log_probs, 1) if rows.log_probs else torch.empty(len(rewards), 0),
             rewards=rewards,
@@ -282,23 +331,20 @@ class ExpandPruneSampler:
             images=images.cpu(),
             conditioning=given.conditioning,
             schedule=schedule,
+            prune_records=tuple(records),
             cost=cost + SamplingCost(decodes=len(images), reward_calls=per_func.numel()),
             rollout_index=given.rollout_index,
             first_slot=given.first_slot,
             audit_records=tuple(
-                self._finish_audit(given, record, rows, rewards)
-                for record in audits
-                if self._audited(given, record).any()
+                self._finish_audit(given, record, known) for record in audits if self._audited(given, record).any()
             ),
         )
-        if rows.dropped.any():
-            rollout, rows = rollout.select(~rows.dropped), rows.select(~rows.dropped)
-        if len(rollout) > len(prompts) * self.num_generations:
-            keep, record = self._prune(given, rows, rollout.rewards, self.num_generations, total_steps)
-            records.append(record)
-            self.on_preview(rollout.images, record)
-            rollout = rollout.select(keep)
-        return rollout.replace(prune_records=tuple(records))
+        if survives.all():
+            return rollout
+        stay = survives.nonzero().flatten()
+        if self.spread is None:
+            return rollout.select(stay)
+        return rollout.replace(**self.spread.deal(rollout.state_dict(), total, stay, family.device))
 
     def noise(self, rollout: Rollout, step_index: int) -> torch.Tensor:
         """The noise `(B, *latent_shape)` that step `step_index` of a rollout's rows was sampled with, drawn again."""
@@ -308,9 +354,50 @@ class ExpandPruneSampler:
     def _start(self, given: _Given, prompts: range) -> _Rows:
         prompt_index = torch.arange(prompts.start, prompts.stop).repeat_interleave(self.num_expansions)
         member = torch.arange(self.num_expansions).repeat(len(prompts))
+        if self.spread is not None:
+            mine = self.spread.share(len(member))
+            prompt_index, member = prompt_index[mine], member[mine]
         noise = self._noise(prompt_index, member, given.rollout_index, given.slots, INITIAL_NOISE)
         latents = self.family.init_latents(noise).to(self.storage_dtype)
         return _Rows(prompt_index, member, latents, [], [], torch.zeros(len(member), dtype=torch.bool))
+
+    def _known(self, rows: _Rows, rewards: torch.Tensor, total: int) -> _Known:
+        """Rows of whole groups, `total` of them, with their rewards."""
+        if self.spread is None:
+            return _Known(rows.prompt_index, rows.member, rows.dropped, rewards)
+        # float64 holds all of them exactly.
+        columns = torch.stack([c.double() for c in (rows.prompt_index, rows.member, rows.dropped, rewards.cpu())], 1)
+        prompt_index, member, dropped, everyone = self.spread.gather(columns, total).unbind(1)
+        return _Known(prompt_index.long(), member.long(), dropped.bool(), everyone.to(rewards.dtype))
+
+    def _go_on(self, rows: _Rows, known: _Known, stay: torch.Tensor) -> _Rows:
+        """The rows here of those that stay, `stay` being positions in `known`."""
+        if self.spread is None:
+            return replace(rows, dropped=known.dropped).select(stay)
+        tensors = {"latents": rows.latents}
+        for name, values in (("path", rows.path), ("log_probs", rows.log_probs)):
+            tensors |= {f"{name}.{i}": value for i, value in enumerate(values)}
+        tensors = self.spread.deal(tensors, len(known.member), stay, self.family.device)
+        mine = stay[self.spread.share(len(stay))]
+        return _Rows(
+            known.prompt_index[mine],
+            known.member[mine],
+            tensors["latents"],
+            [tensors[f"path.{i}"] for i in range(len(rows.path))],
+            [tensors[f"log_probs.{i}"] for i in range(len(rows.log_probs))],
+            known.dropped[mine],
+        )
+
+    def _show(self, images: torch.Tensor, known: _Known, goes_on: torch.Tensor, step_index: int) -> None:
+        """Tells of the rows here, in the order of `images`, that were alive at a checkpoint."""
+        total = len(known.member)
+        own = range(total) if self.spread is None else self.spread.own(total)
+        here = slice(own.start, own.stop)
+        alive = ~known.dropped[here]
+        columns = (known.prompt_index, known.member, known.rewards, goes_on)
+        self.on_preview(
+            images[: len(own)][alive], PruneRecord(step_index, *(column[here][alive] for column in columns))
+        )
 
     def _step(self, given: _Given, rows: _Rows, i: int, policy: Policy) -> torch.Tensor | None:
         """Advances `rows` in place by step `i`; returns the predicted clean samples of all rows if they are needed."""
@@ -319,19 +406,27 @@ class ExpandPruneSampler:
         latents, predicted, log_probs = torch.empty_like(rows.latents), [], []
         # From here to the end of the step the host never waits for the device: it prepares the next call meanwhile.
         timestep = schedule.timesteps[i]
-        for batch in self._batches(len(rows.member), self.rollout_batch_size):
-            index = rows.prompt_index[batch]
-            output = self.family.predict(given.denoiser, rows.latents[batch], timestep, given.conditioning.rows(index))
+
+        def advance(batch: slice) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+            index, log_prob = rows.prompt_index[batch], None
+            output = self.family.predict(
+                given.denoiser, rows.latents[batch], timestep, given.conditioning.rows(index, self.family.device)
+            )
             transition = policy.step(output, rows.latents[batch], schedule, i)
             if noisy:
                 noise = self._noise(index, rows.member[batch], given.rollout_index, given.slots, i)
                 latents[batch] = transition.sample(noise).to(self.storage_dtype)
                 if i in given.train_steps:
-                    log_probs.append(transition.log_prob(latents[batch]))
+                    log_prob = transition.log_prob(latents[batch])
             else:
                 latents[batch] = transition.mean.to(self.storage_dtype)
-            if i in self.prune_at:
-                predicted.append(transition.pred_original_sample)
+            return transition.pred_original_sample if i in self.prune_at else None, log_prob
+
+        for batch, (clean, log_prob) in self.network_calls.each(len(rows.member), advance, given.denoiser):
+            if clean is not None:
+                predicted.append(clean)
+            if log_prob is not None:
+                log_probs.append(log_prob)
             self.on_progress("denoise", i * len(rows.member) + batch.stop, self.num_inference_steps * len(rows.member))
         rows.latents = latents
         if log_probs:
@@ -341,15 +436,13 @@ class ExpandPruneSampler:
     def _preview(self, latents: torch.Tensor) -> torch.Tensor:
         return self.family.decode_preview(latents, self.preview_decoder, self.preview_downscale)
 
-    def _prune(
-        self, given: _Given, rows: _Rows, rewards, size: int, step_index: int
-    ) -> tuple[torch.Tensor, PruneRecord]:
+    def _prune(self, given: _Given, known: _Known, size: int, step_index: int) -> tuple[torch.Tensor, PruneRecord]:
         """
-        Which of `rows` go on `(B,)`, bool, and the record of those that were alive. Each group is judged by itself, with
+        Which of the rows go on `(B,)`, bool, and the record of those that were alive. Each group is judged by itself, with
         a generator of its own.
         """
-        alive = ~rows.dropped
-        prompt_index, live = rows.prompt_index[alive], rewards[alive]
+        alive = ~known.dropped
+        prompt_index, live = known.prompt_index[alive], known.rewards[alive]
         # Groups are whole and ordered, so `(P, n)` is a plain reshape.
         grouped = live.view(len(prompt_index.unique()), -1)
         # Rows without a reward count as average ones: a group without any still keeps its size.
@@ -361,10 +454,10 @@ class ExpandPruneSampler:
             mask[indices] = True
         goes_on = torch.zeros_like(alive)
         goes_on[alive] = kept.flatten()
-        return goes_on, PruneRecord(step_index, prompt_index, rows.member[alive], live, kept.flatten())
+        return goes_on, PruneRecord(step_index, prompt_index, known.member[alive], live, kept.flatten())
 
     @staticmethod
-    def _audited(given: _Given, rows: _Rows | PruneRecord) -> torch.Tensor:
+    def _audited(given: _Given, rows: _Known | PruneRecord) -> torch.Tensor:
         return torch.tensor([prompt in given.audit for prompt in rows.prompt_index.tolist()], dtype=torch.bool)
 
     def _noise(self, prompt_index, member, rollout_index, slots, step) -> torch.Tensor:
@@ -372,17 +465,17 @@ class ExpandPruneSampler:
         noise = row_noise(self.family.latent_shape, self.seed, rollout_index, row_slots, member.tolist(), step)
         return to_device(noise, self.family.device)
 
-    def _finish_audit(self, given: _Given, record: PruneRecord, rows: _Rows, final_rewards) -> PruneRecord:
+    def _finish_audit(self, given: _Given, record: PruneRecord, known: _Known) -> PruneRecord:
         """The audited groups of `record`, all of whose rows have finished, with their final rewards."""
-        then, now = self._audited(given, record), self._audited(given, rows)
+        then, now = self._audited(given, record), self._audited(given, known)
         row_fields = {name: getattr(record, name)[then] for name in ("prompt_index", "member", "rewards", "kept")}
-        return replace(record, **row_fields, final_rewards=final_rewards[now])
+        return replace(record, **row_fields, final_rewards=known.rewards[now])
 
-    def _decode(self, latents, decode, phase, batch_size) -> torch.Tensor:
+    def _decode(self, latents, decode, phase, calls: CallSize) -> torch.Tensor:
         images = []
         with self.timer(phase):
-            for batch in self._batches(len(latents), batch_size):
-                images.append(decode(latents[batch]))
+            for batch, decoded in calls.each(len(latents), lambda batch: decode(latents[batch])):
+                images.append(decoded)
                 self.on_progress(phase, batch.stop, len(latents))
         return torch.cat(images)
 
@@ -392,8 +485,3 @@ class ExpandPruneSampler:
         prompts = [given.prompts[p] for p in index]
         columns = {name: [values[p] for p in index] for name, values in given.columns.items()}
         return scoring_job(scorer, prompts, images, columns, preview)
-
-    @staticmethod
-    def _batches(total: int, size: int | None) -> list[slice]:
-        size = size or total
-        return [slice(start, min(start + size, total)) for start in range(0, total, size)]

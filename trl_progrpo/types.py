@@ -28,6 +28,18 @@ def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in CPU memory; coming from a CUDA device, in pinned memory, from which it goes back without a wait."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
+
+
+def pinned_like(tensor: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`tensor`, in pinned memory if `source` is."""
+    return tensor.pin_memory() if source.is_pinned() else tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """
@@ -165,9 +177,14 @@ class Conditioning:
     def __len__(self) -> int:
         return next(iter(self.positive.values())).shape[0]
 
-    def rows(self, index: torch.Tensor) -> Conditioning:
-        """The conditioning of rows whose prompts are `index` `(B,)`."""
-        return self.map(lambda tensor: tensor[to_device(index, tensor.device)])
+    def rows(self, index: torch.Tensor, device: torch.device | str | None = None) -> Conditioning:
+        """The conditioning of rows whose prompts are `index` `(B,)`, on `device`; where it is when unset."""
+
+        def select(tensor: torch.Tensor) -> torch.Tensor:
+            selected = tensor[to_device(index, tensor.device)]
+            return selected if device is None else to_device(selected, device)
+
+        return self.map(select)
 
     def to(self, *args, **kwargs) -> Conditioning:
         return self.map(lambda tensor: tensor.to(*args, **kwargs))
@@ -204,8 +221,16 @@ class PruneRecord:
     @classmethod
     def join(cls, records: Sequence[PruneRecord]) -> PruneRecord:
         """One record of the same step of several sets of prompts."""
-        names = [f.name for f in fields(cls) if getattr(records[0], f.name) is not None and f.name != "step_index"]
-        return cls(records[0].step_index, **{name: torch.cat([getattr(r, name) for r in records]) for name in names})
+        columns = {name: torch.cat([getattr(r, name) for r in records]) for name in records[0]._columns()}
+        return cls(records[0].step_index, **columns)
+
+    def first_prompts(self, count: int) -> PruneRecord:
+        """The rows of the first prompts."""
+        rows = self.prompt_index < count
+        return replace(self, **{name: getattr(self, name)[rows] for name in self._columns()})
+
+    def _columns(self) -> list[str]:
+        return [f.name for f in fields(self) if f.name != "step_index" and getattr(self, f.name) is not None]
 
 
 @dataclass(frozen=True)
@@ -237,7 +262,8 @@ class Rollout:
     Attributes:
         prompt_index (`torch.Tensor` of shape `(B,)`, int64): which prompt of this rollout the row belongs to.
         member (`torch.Tensor` of shape `(B,)`, int64): slot in the group; fixes the row's seeds.
-        latents (`torch.Tensor` of shape `(B, S + 1, *l)`): the latents before each trained step and after the last.
+        latents (`torch.Tensor` of shape `(B, S + 1, *l)`): the latents before each trained step and after the last; in CPU
+            memory where the sampler offloads them.
         step_indices (`tuple[int, ...]` of length `S`): the trained steps; consecutive.
         log_probs (`torch.Tensor` of shape `(B, S)`, fp32): of the stored next latents under the sampling policy.
         rewards (`torch.Tensor` of shape `(B,)`, fp32): weighted final reward.
@@ -289,13 +315,22 @@ class Rollout:
     def select(self, rows: torch.Tensor) -> Rollout:
         """The rollout with only `rows` `(b,)` (indices or a mask), in that order."""
         values = {name: getattr(self, name) for name in self._ROW_FIELDS}
-        return replace(self, **{name: v[rows.to(v.device)] for name, v in values.items() if v is not None})
+        chosen = {name: pinned_like(v[rows.to(v.device)], v) for name, v in values.items() if v is not None}
+        return replace(self, **chosen)
+
+    def first_prompts(self, count: int) -> Rollout:
+        """The rollout with only the rows, and records, of its first prompts."""
+        records = {
+            name: tuple(record.first_prompts(count) for record in getattr(self, name))
+            for name in ("prune_records", "audit_records")
+        }
+        return replace(self.select(self.prompt_index < count), **records)
 
     @classmethod
     def join(cls, parts: Sequence[Rollout]) -> Rollout:
         """One rollout from those of several sets of its prompts, in that order."""
         rows = {name: [getattr(part, name) for part in parts] for name in cls._ROW_FIELDS}
-        rows = {name: torch.cat(values) for name, values in rows.items() if values[0] is not None}
+        rows = {name: pinned_like(torch.cat(vs), vs[0]) for name, vs in rows.items() if vs[0] is not None}
         records = {}
         for name in ("prune_records", "audit_records"):
             # A part without an audited group has no audit records.

@@ -44,6 +44,7 @@ class Arena:
         references (`list[str]`, *optional*): methods whose end the others are to reach at less cost; the first one when unset.
         variant (`str`, *optional*, defaults to `"flow"`): or `"ddim"`.
         eval_prompts (`int`, *optional*, defaults to 256): held-out prompts.
+        eval_images (`int`, *optional*, defaults to 1): images of each.
     """
 
     methods: dict[str, dict[str, Any]]
@@ -54,6 +55,7 @@ class Arena:
     references: list[str] | None = None
     variant: str = "flow"
     eval_prompts: int = 256
+    eval_images: int = 1
 
 
 def main() -> None:
@@ -118,7 +120,12 @@ def finish(arena: Arena, jobs: Iterable[tuple], workers: int) -> None:
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         futures = {}
         for settings, seed, budget, log, more in todo:
-            given = {"variant": arena.variant, "eval_prompts": arena.eval_prompts, **more}
+            given = {
+                "variant": arena.variant,
+                "eval_prompts": arena.eval_prompts,
+                "eval_images": arena.eval_images,
+                **more,
+            }
             futures[pool.submit(run, settings, seed, budget, log, **given)] = log
         for number, future in enumerate(as_completed(futures), 1):
             future.result()

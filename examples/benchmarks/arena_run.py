@@ -6,17 +6,19 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from arena_report import DONE
+from datasets import concatenate_datasets
 from transformers import TrainerCallback
 
 from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
 from trl_progrpo.flops import unit_flops
 from trl_progrpo.tiny import load_shapes
+from trl_progrpo.types import SamplingCost
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Meter(TrainerCallback):
         conditioning = trainer.prompt_cache(prompts, trainer.args.negative_prompt)
         self.unit = unit_flops(trainer.family, conditioning, trainer.preview_decoder, trainer.args.preview_downscale)
         self.flops, self.network_evaluations = 0.0, 0
+        self.chosen_for = SamplingCost()
         self.counted_rollout, self.evaluation_seconds, self.evaluated = None, 0.0, 0
         self.cpu = time.process_time()
 
@@ -52,7 +55,7 @@ class Meter(TrainerCallback):
         trainer, unit = self.trainer, self.unit
         rollout = trainer.last_rollout
         if rollout.rollout_index != self.counted_rollout:
-            cost = rollout.cost
+            cost = rollout.cost + self._choosing()
             self.counted_rollout = rollout.rollout_index
             self.network_evaluations += cost.nfe
             self.flops += cost.nfe * unit.network + cost.decodes * unit.decode + cost.preview_decodes * unit.preview
@@ -63,6 +66,12 @@ class Meter(TrainerCallback):
             self.evaluated = int(self.spent * self.budget.evaluations)
             control.should_evaluate = True
             control.should_training_stop = self.spent >= 1 and self.seconds >= self.budget.seconds
+
+    def _choosing(self) -> SamplingCost:
+        """What `prune_schedule="auto"` has sampled to choose by since this was asked last."""
+        before, auto = self.chosen_for, self.trainer.auto_schedule
+        self.chosen_for = before if auto is None else auto.cost
+        return SamplingCost(*(now - then for now, then in zip(astuple(self.chosen_for), astuple(before))))
 
     @property
     def spent(self) -> float:
@@ -109,6 +118,7 @@ def run(
     *,
     variant: str = "flow",
     eval_prompts: int = 256,
+    eval_images: int = 1,
     eval_on: str = "test",
 ) -> None:
     """
@@ -122,6 +132,7 @@ def run(
         log (`Path`): the file, written anew.
         variant (`str`, *optional*, defaults to `"flow"`): the embedded model as it is, or `"ddim"`, read as a diffusion model.
         eval_prompts (`int`, *optional*, defaults to 256): held-out prompts, the same for all runs.
+        eval_images (`int`, *optional*, defaults to 1): images of each, from as many initial noises.
         eval_on (`str`, *optional*, defaults to `"test"`): `"train"` evaluates on training prompts, for tuning.
     """
     torch.set_num_threads(1)
@@ -157,7 +168,9 @@ def run(
             reward_funcs="shapes",
             args=args,
             train_dataset=load_shapes("train"),
-            eval_dataset=load_shapes(eval_on).shuffle(seed=0).select(range(eval_prompts)),
+            eval_dataset=concatenate_datasets(
+                [load_shapes(eval_on).shuffle(seed=0).select(range(eval_prompts))] * eval_images
+            ),
         )
         trainer.write = write
         trainer.meter = Meter(trainer, budget)

@@ -177,7 +177,7 @@ class RandomPrompts:
     def __init__(self, family: Family, shapes: dict[str, tuple[int, ...]]):
         self.family, self.shapes = family, shapes
 
-    def __call__(self, prompts: list[str], negative_prompt: str | None = None) -> Conditioning:
+    def __call__(self, prompts: list[str], negative_prompt: str | None = None, device: Any = None) -> Conditioning:
         def side(seed: int) -> dict[str, torch.Tensor]:
             generator = torch.Generator().manual_seed(seed)
             drawn = {

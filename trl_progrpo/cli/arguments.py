@@ -47,7 +47,7 @@ GROUPS = {
         "audit_fraction", "rollout_waves", "num_inference_steps",
         "guidance_scale", "negative_prompt", "policy", "noise_level", "eta", "sde_window", "sde_window_size",
         "sde_window_start", "sde_window_interval", "train_timestep_fraction", "rollout_batch_size", "decode_batch_size",
-        "steps_per_generation",
+        "offload_rollout", "steps_per_generation",
     ),
     "update": (
         "num_iterations", "beta", "epsilon", "epsilon_high", "adv_clip_max", "scale_rewards", "loss_type",
@@ -97,8 +97,8 @@ METAVARS = {
 """What values are called in the help, where the last word of the option says too little."""
 
 _EPILOG = """\
-Flags of `accelerate launch` start the run through it, e.g. --num_processes 8 or --accelerate_config zero2 (a file or one
-of TRL's configurations). They can stand in the YAML file too."""
+Flags of `accelerate launch` start the run through it, e.g. --num_processes 8 or --accelerate_config fsdp2 (a file, or one
+of the configurations of this package or TRL). They can stand in the YAML file too."""
 
 
 class TrainParser(TrlParser):

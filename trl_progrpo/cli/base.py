@@ -17,10 +17,17 @@ from types import TracebackType
 
 
 class CommandError(Exception):
-    """A mistake of the user's: its text is printed as it is, in one line, and the exit status is 2."""
+    """
+    A mistake of the user's, or what another process died of: its text is printed as it is, in one line.
 
-    def __init__(self, message: object):
+    Args:
+        message (`object`): a sentence.
+        exit_status (`int`, *optional*, defaults to 2): with which the program ends.
+    """
+
+    def __init__(self, message: object, exit_status: int = 2):
         super().__init__(" ".join(str(message).split()))
+        self.exit_status = exit_status
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -103,7 +110,8 @@ def user_errors(*kinds: type[Exception], ours_only: bool = False) -> Iterator[No
     except kinds as error:
         if ours_only and not _raised_here(error.__traceback__):
             raise
-        raise CommandError(str(error).strip() or type(error).__name__) from error
+        message = str(error).strip() or type(error).__name__
+        raise CommandError(message, getattr(error, "exit_status", 2)) from error
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -8,7 +8,8 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..cost import PruneSchedule, WorkCount
+from ..arithmetic import prune_schedule
+from ..cost import WorkCount
 from .base import quieten_libraries, user_errors
 from .resolved_config import resolved_config, to_yaml
 
@@ -62,7 +63,12 @@ def dry_run(
 
 
 def count_work(
-    args: ProGRPOConfig, num_rewards: int, num_preview_rewards: int, nfe_per_row: int = 1, rollouts: int | None = None
+    args: ProGRPOConfig,
+    num_rewards: int,
+    num_preview_rewards: int,
+    nfe_per_row: int = 1,
+    rollouts: int | None = None,
+    processes: int | None = None,
 ) -> WorkCount:
     """
     The sampling that one process does, audits included, counted as [`~types.SamplingCost`] does.
@@ -73,27 +79,18 @@ def count_work(
         num_preview_rewards (`int`): the same for previews.
         nfe_per_row (`int`, *optional*, defaults to 1): 2 with classifier-free guidance.
         rollouts (`int`, *optional*): the total of so many rollouts, from the first; the mean of one when unset.
+        processes (`int`, *optional*): how many share a rollout; those of this run when unset.
     """
-    audited = (rollouts or 1) * args.audit_fraction * args.prompts_per_rollout
+    groups = args.geometry(processes).groups_per_process
+    audited = (rollouts or 1) * args.audit_fraction * groups
     return WorkCount.of(
         prune_schedule(args),
-        num_prompts=args.prompts_per_rollout * (rollouts or 1),
+        num_prompts=groups * (rollouts or 1),
         nfe_per_row=nfe_per_row,
         num_rewards=num_rewards,
         num_preview_rewards=num_preview_rewards,
         # Whole groups, of which `audit.audit_size` hands out as many.
         audited=audited if rollouts is None else math.floor(audited),
-    )
-
-
-def prune_schedule(args: ProGRPOConfig) -> PruneSchedule:
-    """How the groups of a run are pruned."""
-    return PruneSchedule(
-        num_inference_steps=args.num_inference_steps,
-        num_generations=args.num_generations,
-        num_expansions=args.num_expansions,
-        prune_steps=tuple(args.prune_steps or ()),
-        prune_sizes=tuple(args.prune_sizes or ()),
     )
 
 
@@ -192,21 +189,23 @@ def resolve_policy(family: Family, args: ProGRPOConfig) -> tuple[Any, tuple[int,
 
 
 def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tuple[int, ...]) -> dict[str, Lines]:
-    schedule, work, prompts = prune_schedule(args), count_work(args, *counting), args.prompts_per_rollout
+    schedule, work = prune_schedule(args), count_work(args, *counting, processes=processes)
+    geometry = args.geometry(processes)
+    prompts = geometry.groups_per_process
     unpruned = args.num_expansions * args.num_inference_steps * prompts * counting[-1]
     checkpoints = [f"after step {step}" for step in args.prune_steps or []]
     if schedule.selects_on_finished:
         checkpoints.append("on the final rewards")
     arrows = " -> ".join(map(str, schedule.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
-    trained = prompts * args.num_generations
+    trained = geometry.rows_per_process
     passes = trained * args.num_iterations * len(trained_steps)
     update = f"{passes:,} forward and backward rows, {_updates(args)} optimiser steps"
     lines = [
-        ("prompts", f"{prompts}"),
+        ("prompts", f"{prompts:.3g}" + ("" if processes == 1 else f" of {geometry.num_prompts}, {geometry.placement}")),
         ("per prompt", f"{arrows} trajectories, pruned by {args.pruning_rule}" if checkpoints else f"{arrows} trajectories"),
         ("steps", f"{args.num_inference_steps}, of which {len(trained_steps)} are trained"),
         ("policy", f"{policy!r}"),
-        ("images started", f"{args.num_expansions * prompts:,}, finished {_count(work.decodes)}, trained on {trained:,}"),
+        ("images started", f"{_count(args.num_expansions * prompts)}, finished {_count(work.decodes)}, trained on {trained:,}"),
         ("network evaluations", f"{_count(work.nfe)} rows ({work.nfe / unpruned:.0%} of no pruning)"),
         ("images decoded", f"{_count(work.decodes)}, and {_count(work.preview_decodes)} previews"),
         ("reward calls", f"{_count(work.reward_calls)} images"),
@@ -215,13 +214,13 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
     if args.prune_schedule is not None:
         interval = args.prune_schedule_interval
         when = f"before the first rollout{f' and after every {interval}' if interval else ''}"
-        started = f"{trained:,} to {args.num_expansions * prompts:,}"
+        started = f"{trained:,} to {_count(args.num_expansions * prompts)}"
         lines = [
             lines[0],
             ("per prompt", f"{args.num_generations} to {args.num_expansions} trajectories, by a schedule that is chosen {when}"),
             *lines[2:4],
             ("images started", f"{started}, trained on {trained:,}"),
-            ("network evaluations", f"{_bounds(args, counting)} rows"),
+            ("network evaluations", f"{_bounds(args, counting, processes)} rows"),
             ("update", update),
             ("each choice", _choosing_in_words(args, processes, counting)),
         ]  # fmt: skip
@@ -235,7 +234,7 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
 
 def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -> dict[str, Lines]:
     updates = _updates(args)
-    per_epoch = None if num_prompts is None else math.ceil(num_prompts / (args.prompts_per_rollout * processes))
+    per_epoch = None if num_prompts is None else math.ceil(num_prompts / args.geometry(processes).num_prompts)
     if args.max_steps > 0:
         steps, rollouts = args.max_steps, math.ceil(args.max_steps / updates)
     else:
@@ -244,19 +243,22 @@ def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -
     epochs = "" if per_epoch is None else f", {rollouts / per_epoch:.3g} passes over the prompts"
     lines = [("optimiser steps", f"{steps:,}"), ("rollouts", f"{rollouts:,}{epochs}")]
     if args.prune_schedule is not None:
-        lines.append(("network evaluations", f"{_bounds(args, counting, rollouts, processes)} rows in rollouts"))
+        lines.append(
+            ("network evaluations", f"{_bounds(args, counting, processes, rollouts, processes)} rows in rollouts")
+        )
         lines.append(("choices of schedule", f"{1 + (rollouts - 1) // (args.prune_schedule_interval or rollouts)}"))
     else:
-        work = count_work(args, *counting, rollouts=rollouts)
-        lines.append(("network evaluations", f"{work.nfe * processes:,} rows in rollouts"))
+        work = count_work(args, *counting, rollouts=rollouts, processes=processes)
+        lines.append(("network evaluations", f"{_count(work.nfe * processes)} rows in rollouts"))
     return {"the whole run": lines}
 
 
-def _bounds(args: ProGRPOConfig, counting: tuple, rollouts: int | None = None, times: int = 1) -> str:
+def _bounds(args: ProGRPOConfig, counting: tuple, processes: int, rollouts: int | None = None, times: int = 1) -> str:
     """Network evaluations with no more trajectories than are trained on, to those with all that may be started finished."""
     least = copy.copy(args)
     least.num_expansions = args.num_generations
-    return " to ".join(f"{count_work(one, *counting, rollouts=rollouts).nfe * times:,}" for one in (least, args))
+    works = (count_work(one, *counting, rollouts=rollouts, processes=processes) for one in (least, args))
+    return " to ".join(_count(work.nfe * times) for work in works)
 
 
 def _choosing_in_words(args: ProGRPOConfig, processes: int, counting: tuple) -> str:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ def launch_arguments(launch: Sequence[str], training: Sequence[str], use_cpu: bo
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise CommandError(f"`--{name}` is {value}; use at least 1.")
-    if arguments.config_file is not None:
-        _check_config_file(arguments.config_file)
+    file = _read_config_file(arguments.config_file) if arguments.config_file is not None else None
+    _check_machines(arguments, file)
     several = arguments.num_processes is not None and arguments.num_processes > 1
     if use_cpu and several and arguments.config_file is None and not arguments.use_fsdp:
         # Otherwise accelerate counts GPUs, finds none, and silently starts one process.
@@ -106,19 +106,24 @@ def launch(arguments: argparse.Namespace) -> int:
     # What processes that are told to stop get for their step and their checkpoint; torch would kill them after 30 seconds.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     try:
-        with _passing_sigterm_on():
+        with _passing_sigterm_on(), _ending_stopped_processes():
             launch_command(arguments)
     except subprocess.CalledProcessError as error:
-        return error.returncode if error.returncode > 0 else 128 - error.returncode
+        return _as_in_a_shell(error.returncode)
     except SignalException as error:
         return 128 + error.sigval
     except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
+        return _as_in_a_shell(error.get_first_failure()[1].exitcode)
     except (ValueError, ImportError) as error:
         raise CommandError(f"accelerate could not launch the run: {error}") from error
     finally:
         del os.environ[LAUNCHED]
     return 0
+
+
+def _as_in_a_shell(status: int) -> int:
+    """Of a process that a signal ended, 128 and the signal; Python has it negative."""
+    return status if status >= 0 else 128 - status
 
 
 @contextmanager
@@ -144,10 +149,43 @@ def _passing_sigterm_on() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def accelerate_configs() -> list[str]:
-    """Names of the configurations that come with TRL."""
-    folder = resources.files("trl").joinpath("accelerate_configs")
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+@contextmanager
+def _ending_stopped_processes() -> Iterator[None]:
+    """
+    Kills processes that are stopped, as by SIGSTOP, once another has ended: they do not heed the SIGTERM of torch's
+    launcher, which would wait for them as long as a process may take to save a checkpoint.
+    """
+    import psutil
+
+    done = threading.Event()
+
+    def watch():
+        seen: set[psutil.Process] = set()
+        while not done.wait(1.0):
+            states = {}
+            for child in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
+                    states[child] = child.status()
+            seen |= set(states)
+            if any(states.get(child, psutil.STATUS_ZOMBIE) == psutil.STATUS_ZOMBIE for child in seen):
+                for child in (child for child, state in states.items() if state == psutil.STATUS_STOPPED):
+                    with suppress(psutil.NoSuchProcess):
+                        child.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def accelerate_configs() -> dict[str, str]:
+    """Files of the configurations that come with TRL and with this package, by name; of two of one name, this package's."""
+    folders = [resources.files(package).joinpath("accelerate_configs") for package in ("trl", "trl_progrpo")]
+    items = [item for folder in folders for item in folder.iterdir() if item.name.endswith(".yaml")]
+    return dict(sorted((Path(item.name).stem, str(item)) for item in items))
 
 
 def launch_options() -> dict[str, argparse.Action]:
@@ -175,21 +213,45 @@ def _named_config(launch: Sequence[str]) -> list[str]:
     if name is None:
         return list(launch)
     if not Path(name).is_file():
-        if name not in accelerate_configs():
-            raise CommandError(
-                f"`--accelerate_config` {name!r} is neither a file nor one of {', '.join(accelerate_configs())}."
-            )
-        name = str(resources.files("trl").joinpath("accelerate_configs", f"{name}.yaml"))
+        configs = accelerate_configs()
+        if name not in configs:
+            raise CommandError(f"`--accelerate_config` {name!r} is neither a file nor one of {', '.join(configs)}.")
+        name = configs[name]
     return ["--config_file", name, *rest]
 
 
-def _check_config_file(path: str) -> None:
+def _check_machines(arguments: argparse.Namespace, file: Any) -> None:
+    """What would let machines wait for each other for minutes, or leave some of their processes out."""
+    machines, processes, rank, address = (
+        getattr(arguments if getattr(arguments, name) is not None else file, name, None)
+        for name in ("num_machines", "num_processes", "machine_rank", "main_process_ip")
+    )
+    if machines is None or machines == 1:
+        return
+    if processes is not None and processes % machines:
+        raise CommandError(
+            f"`--num_processes` is {processes} on {machines} machines (`--num_machines`); it counts those of all machines, so "
+            f"use a multiple of {machines}."
+        )
+    if rank is None or not 0 <= rank < machines:
+        raise CommandError(
+            f"`--machine_rank` is {rank} with {machines} machines (`--num_machines`); give 0 on the first machine, 1 on the "
+            "second, and so on."
+        )
+    if not address:
+        raise CommandError(
+            f"`--main_process_ip` is not given with {machines} machines (`--num_machines`); give the address of the first one, "
+            "on all of them."
+        )
+
+
+def _read_config_file(path: str) -> Any:
     """Reads it as accelerate will."""
     from accelerate.commands.config.config_args import load_config_from_file
     from yaml import YAMLError
 
     try:
-        load_config_from_file(path)
+        return load_config_from_file(path)
     # A file that holds no mapping is found out by whatever it lacks.
     except (OSError, ValueError, TypeError, AttributeError, YAMLError) as error:
         if not Path(path).is_file():

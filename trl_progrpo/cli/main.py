@@ -37,7 +37,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs a subcommand and returns the exit status: 0, or 2 for a mistake of the user's, told in one sentence on standard
-    error. Any other exception is a defect and keeps its traceback.
+    error, or that of another process which failed. Any other exception is a defect and keeps its traceback.
 
     Args:
         argv (`Sequence[str]`, *optional*): arguments without the program's name; `sys.argv[1:]` when unset.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return module.run(argv[1:])
     except CommandError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
 
 
 def _help() -> str:

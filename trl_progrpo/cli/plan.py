@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .base import CommandError, quieten_libraries, user_errors
 from .generate import check_writable
 from .plan_measure import count, measure, rows_of
+from .plan_memory import Memory, estimate, note
 from .plan_schedule import calibrate, level_name, noise_levels
 
 
@@ -90,6 +91,7 @@ class Plan:
         updates (`int`): optimiser updates per rollout.
         unit_flops, unit_seconds ([`UnitCost`], *optional*): what one piece of work costs.
         calibration ([`~cli.plan_schedule.Calibration`], *optional*): recorded groups and the proposed schedule.
+        memory ([`~cli.plan_memory.Memory`], *optional*): of the run on each device.
     """
 
     facts: dict[str, str]
@@ -100,6 +102,7 @@ class Plan:
     unit_flops: UnitCost | None
     unit_seconds: UnitCost | None
     calibration: Calibration | None = None
+    memory: Memory | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -113,7 +116,8 @@ class Plan:
             for method in self.methods
         ]
         # NaN, where a group had no spread, is no JSON.
-        return json.loads(json.dumps({**asdict(self), "methods": methods}), parse_constant=lambda name: None)
+        told = {**asdict(self), "methods": methods, "memory": self.memory and self.memory.to_dict()}
+        return json.loads(json.dumps(told), parse_constant=lambda name: None)
 
 
 def make_plan(
@@ -129,11 +133,12 @@ def make_plan(
     Raises:
         CommandError: for whatever would stop the run before it trains.
     """
+    from ..arithmetic import prune_schedule
     from ..cost import WorkCount
     from ..data import check_prompts
     from ..planning import Option, expected_gain, verdict
     from .data import load_prompts
-    from .dry_run import launched_processes, prune_schedule, resolve_policy, resolve_rewards
+    from .dry_run import launched_processes, resolve_policy, resolve_rewards
     from .resolved_config import resolved_config
 
     _check(options, training_args)
@@ -148,13 +153,15 @@ def make_plan(
     levels = []
     if options.calibrate:
         levels = noise_levels(training_args, family, options.noise_levels)
-    seconds, recorded = None, []
+    seconds, recorded, loaded = None, [], None
     if levels or not options.no_time:
-        seconds, recorded = measure(script_args, model_args, training_args, rows, options, levels)
+        seconds, recorded, loaded = measure(script_args, model_args, training_args, rows, options, levels)
 
-    schedule = prune_schedule(training_args)
+    schedule, processes = prune_schedule(training_args), launched_processes(launcher) or training_args.world_size
+    with user_errors():
+        geometry = training_args.geometry(processes)
     counting = {
-        "num_prompts": training_args.prompts_per_rollout,
+        "num_prompts": geometry.groups_per_process,
         "trained_steps": len(trained_steps),
         "nfe_per_row": family.nfe_per_row,
         "num_rewards": num_rewards,
@@ -170,13 +177,12 @@ def make_plan(
 
     methods = [method("this run", schedule), *itertools.starmap(method, alternatives(schedule))]
     notes = [not_counted] if not_counted else []
-    audited = training_args.audit_fraction * training_args.prompts_per_rollout
+    audited = training_args.audit_fraction * geometry.groups_per_process
     if schedule.prune_steps and audited:
         more = WorkCount.of(schedule, **counting, audited=audited).nfe / methods[0].work.nfe - 1
         notes.append(f"Audits (audit_fraction {training_args.audit_fraction:g}) add {more:.1%} network evaluations.")
     updates = training_args.micro_steps_per_rollout // training_args.gradient_accumulation_steps
-    processes = launched_processes(launcher) or training_args.world_size
-    facts |= _facts(training_args, schedule, trained_steps, policy, updates, processes)
+    facts |= _facts(training_args, schedule, trained_steps, policy, updates, geometry)
     calibration = None
     if recorded:
         unit = seconds or flops
@@ -200,7 +206,11 @@ def make_plan(
             f'pruning of at most {started}. "This run" above stands for the largest of these, {started} finished and {kept} '
             "chosen among them. `--calibrate` records groups and chooses now."
         )
-    return Plan(facts, methods, said, notes, updates, flops, seconds, calibration)
+    prompt = rows[0][training_args.prompt_column]
+    counted = schedule, counting["num_prompts"], trained_steps, processes
+    memory = estimate(training_args, family, prompt, *counted, loaded)
+    notes.append(note(memory, training_args.gradient_checkpointing))
+    return Plan(facts, methods, said, notes, updates, flops, seconds, calibration, memory)
 
 
 def alternatives(schedule: PruneSchedule) -> list[tuple[str, PruneSchedule]]:
@@ -225,11 +235,12 @@ def _verdict(methods: list[Method], option, verdict) -> str:
     return "Neither FLOPs nor time is known, so whether this schedule pays is not said."
 
 
-def _facts(args, schedule, trained_steps, policy, updates: int, processes: int) -> dict[str, str]:
+def _facts(args, schedule, trained_steps, policy, updates: int, geometry) -> dict[str, str]:
     guidance = "off" if args.guidance_scale == 1 else f"{args.guidance_scale:g}"
+    processes = geometry.num_processes
     return {
         "group": schedule.in_words(),
-        "rollout": f"{args.prompts_per_rollout} prompts, {args.num_inference_steps} steps, {len(trained_steps)} of them "
+        "rollout": f"{geometry.groups_per_process:.3g} prompts, {args.num_inference_steps} steps, {len(trained_steps)} of them "
         f"trained; {updates} update{'s' if updates > 1 else ''}",
         "policy": f"{policy!r}, guidance {guidance}",
         "processes": f"{processes}" + (", all numbers are for one of them" if processes > 1 else ""),

@@ -9,6 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from .base import user_errors
+from .plan_memory import Loaded, look
 from .plan_schedule import record
 
 
@@ -59,8 +60,8 @@ def count(model_args, training_args, rows) -> tuple[Family, dict[str, str], Unit
 
 def measure(
     script_args, model_args, training_args, rows, options, levels
-) -> tuple[UnitCost | None, list[RecordedGroups]]:
-    """Seconds per piece of work, unless they are not wanted, and recorded groups; with the weights loaded."""
+) -> tuple[UnitCost | None, list[RecordedGroups], Loaded]:
+    """Seconds per piece of work, unless they are not wanted, recorded groups, and memory; with the weights loaded."""
     from ..calibration import calibration_config, measure_seconds
     from .train import make_trainer
 
@@ -78,7 +79,8 @@ def measure(
         with user_errors(ours_only=True):
             # First, for measuring trains.
             recorded = record(trainer, levels, rows[: options.calibration_groups], steps, started, say)
+            loaded = look(trainer, rows)
             if options.no_time:
-                return None, recorded
+                return None, recorded, loaded
             say(f"Measuring this machine for about {options.calibration_seconds:g} seconds ...")
-            return measure_seconds(trainer, options.calibration_seconds), recorded
+            return measure_seconds(trainer, options.calibration_seconds), recorded, loaded

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from .plan_memory import table as memory_table
 from .summary import make_table
 
 
@@ -37,7 +38,8 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
     console.print()
     for label, text in plan.facts.items():
         console.print(f"  [dim]{label:<10}[/dim] {text}", soft_wrap=True)
-    for table in (_work(plan), _cost(plan), _parts(plan), _gain(plan)):
+    memory = plan.memory and memory_table(plan.memory)
+    for table in (_work(plan), _cost(plan), _parts(plan), memory, _gain(plan)):
         if table is not None:
             console.print()
             console.print(table)

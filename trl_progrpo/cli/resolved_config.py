@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from enum import Enum
 from typing import Any
@@ -62,6 +63,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if not re.fullmatch(r"(.*_)?token", str(key))}
     if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) is not None}
     return value

@@ -72,6 +72,11 @@ class TextSkeleton(torch.nn.Module):
         self._encoder = [encoder]
         self.config, self.dtype, self.device = encoder.config, encoder.dtype, torch.device("cpu")
 
+    @property
+    def encoder(self) -> torch.nn.Module:
+        """What it stands for, on the `meta` device."""
+        return self._encoder[0]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         with torch.no_grad():

@@ -74,12 +74,20 @@ def read_run(
     parser = make_parser()
     launch_flags, flags, config = split_launch(parser, flags, config, config_path)
     # In a launching process too, where a mistake is told once and not by every process.
-    parsed = parser.parse(flags, config, config_path)
+    parsed = parser.parse(*(_for_one_process(flags, config) if launch_flags else (flags, config)), config_path)
     if not launch_flags:
         return parsed, None
     again = ["train", *(["--config", config_path] if config_path else []), *flags]
     use_cpu = next(args.use_cpu for args in parsed if hasattr(args, "use_cpu"))
     return parsed, launch_arguments(launch_flags, again, use_cpu)
+
+
+def _for_one_process(flags: Sequence[str], config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Without a backend of torch.distributed: a process that has one looks for the others, and here they are still to come."""
+    backend = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    backend.add_argument("--ddp_backend", "--ddp-backend")
+    in_file = {key: value for key, value in config.items() if str(key).replace("-", "_") != "ddp_backend"}
+    return backend.parse_known_args(list(flags))[1], in_file
 
 
 def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
@@ -144,7 +152,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         eval_dataset if eval_dataset is not None else train_dataset, training_args.prompt_column, GRID_PROMPTS
     )
     # From here on a ValueError that this package did not raise itself is a defect, maybe the reward's: keep its traceback.
-    with user_errors(ours_only=True):
+    with user_errors(ours_only=True), trainer.rank_watch.watching():
         before = trainer.evaluate() if eval_dataset is not None else None
         images = [_generate(trainer, grid_rows)] if script_args.plot else []
         trainer.train(resume_from_checkpoint=resume)

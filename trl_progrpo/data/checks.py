@@ -34,15 +34,16 @@ def check_datasets(
         processes (`int`, *optional*): how many share a rollout; as many as there are when unset.
 
     Raises:
-        ValueError: as [`check_prompts`], [`check_size`], [`check_variety`] and [`check_stream_options`]; or if evaluations
-            are wanted and there is nothing to evaluate on.
+        ValueError: as [`ProGRPOConfig.geometry`], [`check_prompts`], [`check_size`], [`check_variety`] and
+            [`check_stream_options`]; or if evaluations are wanted and there is nothing to evaluate on.
     """
     if train_dataset is not None:
+        num_prompts = args.geometry(processes).num_prompts
         check_prompts(train_dataset, args.prompt_column, "train_dataset")
         if is_stream(train_dataset):
             check_stream_options(args.max_steps, args.drop_text_encoders)
         else:
-            check_size(len(train_dataset), args.prompts_per_rollout * (processes or args.world_size))
+            check_size(len(train_dataset), num_prompts)
             check_variety(train_dataset, args.prompt_column, "train_dataset")
     for name, dataset in (eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}).items():
         if dataset is not None:

@@ -27,7 +27,7 @@ def check_size(num_prompts: int, prompts_per_rollout: int) -> None:
     if num_prompts < prompts_per_rollout:
         raise ValueError(
             f"`train_dataset` has {num_prompts} prompts, but one rollout takes {prompts_per_rollout}; give more prompts, "
-            "or lower `per_device_train_batch_size` or `steps_per_generation`, or raise `num_generations`."
+            "or lower `prompts_per_rollout` or, where that is unset, `per_device_train_batch_size` or `steps_per_generation`."
         )
 
 
@@ -38,8 +38,8 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 class RolloutSampler(Sampler[int]):
     """
-    Dataset indices in the order a run consumes them: for each rollout the indices of its prompts, repeated once for
-    every micro-batch that is trained on that rollout.
+    Dataset indices in the order a run consumes them: for each rollout the indices of all its prompts, repeated once for
+    every micro-batch that is trained on that rollout. Every process is given all of them and takes its share.
 
     Each epoch is a fresh permutation seeded by `(seed, epoch)`, so a resumed run sees the same order. An epoch whose
     length is no multiple of `prompts_per_rollout` is filled up from the start of its permutation: every prompt is
@@ -94,18 +94,15 @@ class RolloutStream(IterableDataset):
 
     It never ends: one pass over the data follows the other, and a rollout that a pass cannot fill is filled from the next,
     so every prompt is visited and none is dropped. Each pass is shuffled through a buffer, seeded by the run's seed and the
-    number of the pass; a resumed run sees the same order by skipping what was consumed. Every process reads the whole stream
-    and takes its share, so no row has to travel.
+    number of the pass; a resumed run sees the same order by skipping what was consumed.
 
     Args:
         stream ([`~datasets.IterableDataset`]): the rows.
         prompt_column (`str`): where the prompts are.
-        prompts_per_rollout (`int`): prompts of one rollout on this process.
+        prompts_per_rollout (`int`): prompts of one rollout over all processes.
         repeats (`int`): micro-batches per rollout.
         seed (`int`): the run's data seed.
         shuffle (`bool`, *optional*, defaults to `True`): keep the stream's order when `False`.
-        process_index (`int`, *optional*, defaults to 0): which share is taken.
-        num_processes (`int`, *optional*, defaults to 1): number of shares.
 
     Raises:
         ValueError: while iterating, at a row without a prompt, or after a pass that was smaller than one rollout.
@@ -119,26 +116,21 @@ class RolloutStream(IterableDataset):
         repeats: int,
         seed: int,
         shuffle: bool = True,
-        process_index: int = 0,
-        num_processes: int = 1,
     ):
         self.stream = stream.shuffle(seed=derive_seed(seed), buffer_size=STREAM_BUFFER) if shuffle else stream
         self.prompt_column = prompt_column
         self.prompts_per_rollout = prompts_per_rollout
         self.repeats = repeats
-        self.process_index = process_index
-        self.num_processes = num_processes
 
     def set_epoch(self, epoch: int) -> None:
         """Nothing: passes over the data are counted here, for the loop takes an endless stream for a single epoch."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        size, rows = self.prompts_per_rollout, self._rows()
-        first = self.process_index * size
+        rows = self._rows()
         while True:
-            rollout = [next(rows) for _ in range(size * self.num_processes)]
+            rollout = [next(rows) for _ in range(self.prompts_per_rollout)]
             for _ in range(self.repeats):
-                yield from rollout[first : first + size]
+                yield from rollout
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for epoch in count():
@@ -148,4 +140,4 @@ class RolloutStream(IterableDataset):
                 check_prompt(row.get(self.prompt_column), "`train_dataset` holds a row that", self.prompt_column)
                 passed += 1
                 yield row
-            check_size(passed, self.prompts_per_rollout * self.num_processes)
+            check_size(passed, self.prompts_per_rollout)

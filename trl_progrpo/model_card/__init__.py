@@ -100,7 +100,7 @@ def write_model_card(
         settings=settings_table(trainer),
         funnel=prune_table(history, prune_group_sizes(args, trainer.schedule_choices), args.num_inference_steps),
         audits=audit_table(history),
-        nfe=network_evaluations(history, args, trainer.family.nfe_per_row),
+        nfe=network_evaluations(history, args, trainer.family.nfe_per_row, trainer.geometry.groups_per_process),
         compute=compute_table(history),
         device=describe_device(trainer),
         command=trainer.command,

@@ -109,17 +109,17 @@ def _describe_weights(trainer: ProGRPOTrainer) -> str:
 
 
 def network_evaluations(
-    log_history: Sequence[Mapping[str, Any]], args: ProGRPOConfig, nfe_per_row: int
+    log_history: Sequence[Mapping[str, Any]], args: ProGRPOConfig, nfe_per_row: int, groups: float
 ) -> dict[str, float] | None:
     """
     Network evaluations of a rollout on one device, in rows: `measured`, mean over the run; `unpruned`, had every started
     trajectory been finished; `plain`, had only those been started that were trained on. `None` if none was logged. What
-    was sampled to choose a schedule by is not counted.
+    was sampled to choose a schedule by is not counted. `groups` is how many a device samples in a rollout.
     """
     logged = [entry["sampling/nfe"] for entry in log_history if "sampling/nfe" in entry]
     if not logged:
         return None
-    per_member = args.prompts_per_rollout * args.num_inference_steps * nfe_per_row
+    per_member = groups * args.num_inference_steps * nfe_per_row
     chosen = [
         entry["prune_schedule/num_expansions"] for entry in log_history if "prune_schedule/num_expansions" in entry
     ]

@@ -105,6 +105,6 @@ class GroupWatch:
         height, width = images.shape[-2:]
         factor = self.max_side / max(height, width)
         images = images.float()
-        if factor < 1:
+        if factor < 1 and len(images):
             images = interpolate(images, (max(1, round(height * factor)), max(1, round(width * factor))), mode="area")
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()

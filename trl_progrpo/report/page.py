@@ -255,8 +255,8 @@ def _compute(run: RunFolder) -> dict[str, Any] | None:
 
 def _evaluations(run: RunFolder) -> dict[str, float] | None:
     nfe_per_row = run.recorded.get("nfe_per_row") or (1 if run.args.get("guidance_scale") == 1 else None)
-    args = run.config
-    return network_evaluations(run.log_history, args, nfe_per_row) if args and nfe_per_row else None
+    args, groups = run.config, run.groups_per_process
+    return network_evaluations(run.log_history, args, nfe_per_row, groups) if args and nfe_per_row and groups else None
 
 
 def _score(scores: Sequence[float | None], index: int) -> str:

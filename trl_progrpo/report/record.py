@@ -59,6 +59,7 @@ def record_run(
         "eval_reward_funcs": trainer.eval_reward_runner.names if trainer.eval_reward_runner else [],
         "device": describe_device(trainer),
         "nfe_per_row": trainer.family.nfe_per_row,
+        "groups_per_process": trainer.geometry.groups_per_process,
         "command": trainer.command.line if trainer.command else None,
         "versions": versions(),
         "prompts": list(prompts),

@@ -42,14 +42,22 @@ class RunFolder:
 
     @property
     def config(self) -> SimpleNamespace | None:
-        """The arguments as attributes, with what [`ProGRPOConfig`] derives from them; `None` if they are not known."""
+        """The arguments as attributes; `None` if they are not known."""
         needed = ("num_generations", "num_expansions", "num_inference_steps", "per_device_train_batch_size")
         if any(self.args.get(name) is None for name in needed):
             return None
         args = SimpleNamespace(**{"prune_steps": None, "prune_sizes": None, "pruning_rule": "ovf", **self.args})
-        steps_per_generation = getattr(args, "steps_per_generation", None) or 1
-        args.prompts_per_rollout = args.per_device_train_batch_size * steps_per_generation // args.num_generations
         return args
+
+    @property
+    def groups_per_process(self) -> float | None:
+        """Groups that a device samples in a rollout; `None` if that is not known."""
+        if "groups_per_process" in self.recorded:
+            return self.recorded["groups_per_process"]
+        if self.config is None or self.args.get("prompts_per_rollout") is not None:
+            return None
+        steps_per_generation = self.args.get("steps_per_generation") or 1
+        return self.args["per_device_train_batch_size"] * steps_per_generation // self.args["num_generations"]
 
     @property
     def pictures_folder(self) -> Path:

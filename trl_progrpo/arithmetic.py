@@ -1,0 +1,119 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What the numbers of a configuration come to, in words; printed once when a run begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .cost import PruneSchedule, WorkCount
+from .geometry import Geometry
+
+
+if TYPE_CHECKING:
+    from .progrpo_config import ProGRPOConfig
+
+
+def work_of_rollout(
+    args: ProGRPOConfig,
+    geometry: Geometry,
+    *,
+    trained_steps: int,
+    nfe_per_row: int = 1,
+    num_rewards: int = 1,
+    num_preview_rewards: int | None = None,
+) -> WorkCount:
+    """The work of a rollout and its update on all processes, audits and what fills up included; see [`WorkCount.of`]."""
+    groups = geometry.groups_per_process * geometry.num_processes
+    return WorkCount.of(
+        prune_schedule(args),
+        num_prompts=groups,
+        trained_steps=trained_steps,
+        nfe_per_row=nfe_per_row,
+        num_rewards=num_rewards,
+        num_preview_rewards=num_preview_rewards,
+        num_iterations=args.num_iterations,
+        reference=args.beta > 0,
+        audited=args.audit_fraction * groups,
+    )
+
+
+def prune_schedule(args: ProGRPOConfig) -> PruneSchedule:
+    """How the groups of a run are pruned."""
+    return PruneSchedule(
+        num_inference_steps=args.num_inference_steps,
+        num_generations=args.num_generations,
+        num_expansions=args.num_expansions,
+        prune_steps=tuple(args.prune_steps or ()),
+        prune_sizes=tuple(args.prune_sizes or ()),
+    )
+
+
+def resolved_arithmetic(
+    args: ProGRPOConfig, geometry: Geometry, work: WorkCount, num_prompts: int | None = None
+) -> list[str]:
+    """
+    Lines that say what a rollout and an epoch are: prompts, images, network calls, decodes, reward calls, updates, and what
+    fills up uneven ends.
+
+    Args:
+        args ([`ProGRPOConfig`]): of the run.
+        geometry ([`Geometry`]): of its rollouts.
+        work ([`WorkCount`]): from [`work_of_rollout`].
+        num_prompts (`int`, *optional*): in the dataset; unset for a stream, which has no epochs.
+    """
+    processes, schedule = geometry.num_processes, prune_schedule(args)
+    where = "" if processes == 1 else f" on {processes} processes ({geometry.placement})"
+    groups = " → ".join(map(str, schedule.sizes)) if args.prune_schedule is None else f"at most {args.num_expansions}"
+    updates = geometry.num_updates * args.num_iterations
+    return [
+        f"rollout: {_of(geometry.num_prompts, 'prompt')}{where}, {groups} trajectories each, {_work(work)}",
+        f"         {_of(updates, 'update')} of {_sizes(geometry)}{_filling(geometry)}",
+        *([] if num_prompts is None else [_epoch(geometry, work, updates, num_prompts)]),
+    ]
+
+
+def _work(work: WorkCount, times: int = 1) -> str:
+    previews = f"{_count(times * work.preview_decodes)} previews, " if work.preview_decodes else ""
+    return (
+        f"{_count(times * work.nfe)} network evaluations, {previews}{_count(times * work.decodes)} images decoded, "
+        f"{_count(times * work.reward_calls)} reward calls"
+    )
+
+
+def _epoch(geometry: Geometry, work: WorkCount, updates: int, num_prompts: int) -> str:
+    rollouts = -(-num_prompts // geometry.num_prompts)
+    return (
+        f"epoch:   {_of(num_prompts, 'prompt')}, {_of(rollouts, 'rollout')}, {_work(work, rollouts)}, "
+        f"{_of(rollouts * updates, 'update')}"
+    )
+
+
+def _sizes(geometry: Geometry) -> str:
+    """Trajectories of an update, and how they are split."""
+    totals = sorted({geometry.rows_of_update(update) for update in range(geometry.num_updates)})
+    sizes = sorted({size for update in range(geometry.num_updates) for size in geometry.micro_batch_sizes(update)})
+    each = " on each process" if geometry.num_processes > 1 else ""
+    return (
+        f"{' or '.join(map(str, totals))} trajectories, in {_of(geometry.micro_batches, 'micro-batch', 'es')} of "
+        f"{' or '.join(map(str, sizes))}{each}"
+    )
+
+
+def _filling(geometry: Geometry) -> str:
+    """What is there only so that all processes make as many calls; nothing if all numbers divide."""
+    trained = geometry.num_processes * sum(
+        sum(geometry.micro_batch_sizes(update)) for update in range(geometry.num_updates)
+    )
+    rows = trained - geometry.num_rows
+    groups = round(geometry.groups_per_process * geometry.num_processes) - geometry.num_prompts
+    told = [_of(groups, "further group")] * (groups > 0) + [f"{_of(rows, 'row')} of weight zero"] * (rows > 0)
+    return f"; {' and '.join(told)} fill up uneven ends" if told else ""
+
+
+def _of(number: int, what: str, plural: str = "s") -> str:
+    return f"{number:,} {what}{'' if number == 1 else plural}"
+
+
+def _count(number: float) -> str:
+    # With audits it is a mean over rollouts.
+    return f"{number:,.0f}" if number >= 100 or abs(number - round(number)) < 1e-6 else f"{number:,.1f}"
