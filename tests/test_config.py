@@ -92,6 +92,13 @@ class TestDefaults:
         )
 
 
+@pytest.mark.parametrize(("name", "text"), [("epsilon", "6e-3"), ("learning_rate", "1e-4"), ("num_expansions", "48")])
+def test_a_number_given_as_text_is_refused(make_config, name, text):
+    """As YAML gives `6e-3` to who reads it without the command line, which knows the types."""
+    with pytest.raises(ValueError, match=rf"^`{name}` is the text '{text}'; give a number"):
+        make_config(**{name: text})
+
+
 @pytest.mark.parametrize(
     ("fraction", "trained"), [(1.0, range(6)), (0.6, range(4)), (0.5, range(3)), (0.01, range(1)), (1 / 3, range(2))]
 )

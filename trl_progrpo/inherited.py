@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +19,7 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _POSITIVE = ("logging_steps", "save_steps", "eval_steps", "num_train_epochs", "adam_epsilon")
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers")
+_NUMBERS = (int, float, "int", "float", int | None, float | None, "int | None", "float | None")
 _LARGEST_SEED = 2**32 - 1
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -32,8 +34,15 @@ def check_numbers(args: TrainingArguments) -> None:
         args ([`~transformers.TrainingArguments`]): as the user gave them.
 
     Raises:
-        ValueError: for a number that is out of range, or none.
+        ValueError: for a number that is out of range, or none, or a text.
     """
+    for field in fields(args):
+        value = getattr(args, field.name)
+        if isinstance(value, str) and field.type in _NUMBERS:
+            raise ValueError(
+                f"`{field.name}` is the text {value!r}; give a number (6e-3 is a text in a YAML file, and "
+                "6.0e-3 a number)."
+            )
     for name in _AT_LEAST_ONE:
         value = getattr(args, name)
         if value is not None and value < 1:

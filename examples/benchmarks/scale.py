@@ -176,6 +176,23 @@ def table(lines: Sequence[dict[str, float]]) -> str:
     return "\n".join([head, "|" + "---|" * 8, *rows])
 
 
+def filling() -> str:
+    """Markdown: the share of the sampled work that only fills up uneven ends. Arithmetic."""
+    ranks = (8, 64, 512)
+    head = [f"{processes}, {placement}" for processes in ranks for placement in ("rank-local", "spread")]
+    rows = ["| Prompts | " + " | ".join(head) + " |", "|" + "---|" * (1 + len(head))]
+    sizes = [EXPANSIONS[0]] * 6 + [EXPANSIONS[1]] * 2 + [SURVIVORS] * 2
+    for prompts in (6, 24, 100, 768):
+        shares = []
+        for processes in ranks:
+            groups = processes * -(-prompts // processes)
+            spent = sum(processes * -(-prompts * size // processes) for size in sizes)
+            shares += ["refused" if prompts < processes else f"{1 - prompts / groups:.0%}"]
+            shares += [f"{1 - prompts * sum(sizes) / spent:.0%}"]
+        rows.append(f"| {prompts} | " + " | ".join(shares) + " |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
@@ -204,6 +221,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 told = run(processes, Path(folder), "--meet", "10" if args.smoke else "200")
             print(f"| {processes} | {1000 * median(max(times) for times in zip(*told)):.1f} |", flush=True)
+        print(f"\n{filling()}")
 
 
 if __name__ == "__main__":
