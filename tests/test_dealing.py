@@ -12,6 +12,8 @@ from test_geometry import geometries
 
 from trl_progrpo.dealing import micro_batches, own_advantages, whole_groups
 from trl_progrpo.geometry import Geometry
+from trl_progrpo.ranks import RankWatch
+from trl_progrpo.spread import Spread, _pack, _unpack
 from trl_progrpo.types import Conditioning, Rollout, Schedule
 
 
@@ -93,3 +95,31 @@ def test_what_fills_up_has_no_advantage():
     assert (len(batch.rows), batch.num_rows, batch.scale) == (4, 2, 2 / 6)
     assert batch.rows.advantages.tolist()[:2] == [1.0, -1.0]
     assert all(math.isnan(value) for value in batch.rows.advantages.tolist()[2:])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_travel_as_bytes_and_arrive_as_they_were(rows):
+    tensors = {
+        "flag": torch.tensor([True, False, True])[:rows],
+        "latents": torch.randn(rows, 2, 3, dtype=torch.bfloat16),
+        "member": torch.arange(rows) - 7,
+        "none": torch.empty(rows, 0),
+        "log_probs": torch.tensor([[math.nan, -1.5], [0.0, 3.0], [1e-30, math.inf]])[:rows],
+        "double": torch.rand(rows, dtype=torch.float64),
+    }
+    arrived = _unpack(_pack(tensors), tensors)
+    assert list(arrived) == list(tensors)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(arrived[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9))
+def test_shares_are_equal_and_hold_every_row(total, processes):
+    spreads = [Spread(RankWatch(rank, processes)) for rank in range(processes)]
+    assert len({len(spread.share(total)) for spread in spreads}) == 1
+    assert [row for spread in spreads for row in spread.own(total)] == list(range(total))
+    for rank, spread in enumerate(spreads):
+        own = spread.own(total)
+        assert spread.share(total)[: len(own)].tolist() == list(own)
+        assert torch.equal(spreads[0].share(total, rank), spread.share(total))

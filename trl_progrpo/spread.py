@@ -73,43 +73,58 @@ class Spread:
         """
         size, rank = -(-total // self.watch.world_size), self.watch.rank
         wanted = [stay[self.share(len(stay), other)] for other in range(self.watch.world_size)]
-        packed = _pack(tensors).to(device)
-        dealt = packed.new_empty(len(wanted[rank]), packed.shape[1])
+        staying = (wanted[rank] // size == rank).nonzero().flatten()
+        dealt = {name: tensor.new_empty(len(wanted[rank]), *tensor.shape[1:]) for name, tensor in tensors.items()}
+        _put(dealt, staying, _rows(tensors, wanted[rank][staying] % size))
         work, arriving = [], []
         for other, theirs in enumerate(wanted):
-            coming = (wanted[rank] // size == other).nonzero().flatten()
             if other == rank:
-                dealt[coming.to(device)] = packed[(wanted[rank][coming] % size).to(device)]
                 continue
             going = theirs[theirs // size == rank] % size
             if len(going):
-                rows = packed[going.to(device)]
-                self.bytes_sent += rows.numel()
-                work.append(dist.P2POp(dist.isend, rows, other))
+                packed = _pack(_rows(tensors, going)).to(device)
+                self.bytes_sent += packed.numel()
+                work.append(dist.P2POp(dist.isend, packed, other))
+            coming = (wanted[rank] // size == other).nonzero().flatten()
             if len(coming):
-                arriving.append((coming, packed.new_empty(len(coming), packed.shape[1])))
+                width = sum(_width(tensor) for tensor in tensors.values())
+                arriving.append((coming, torch.empty(len(coming), width, dtype=torch.uint8, device=device)))
                 work.append(dist.P2POp(dist.irecv, arriving[-1][1], other))
         for request in dist.batch_isend_irecv(work) if work else []:
             request.wait()
-        for coming, rows in arriving:
-            dealt[coming.to(device)] = rows
-        return _unpack(dealt, tensors)
+        for coming, packed in arriving:
+            _put(dealt, coming, _unpack(packed, tensors))
+        return dealt
+
+
+def _rows(tensors: Mapping[str, torch.Tensor], index: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: tensor[index.to(tensor.device)] for name, tensor in tensors.items()}
+
+
+def _put(tensors: Mapping[str, torch.Tensor], index: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor[index.to(tensor.device)] = rows[name]
 
 
 def _pack(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """One row of bytes `(n, bytes)` for each row of the tensors."""
     device = next(iter(tensors.values())).device
-    return torch.cat(
-        [t.detach().flatten(1).contiguous().view(torch.uint8).to(device) for t in map(_2d, tensors.values())], 1
-    )
+    rows = (_2d(tensor.detach()).flatten(1).contiguous() for tensor in tensors.values())
+    return torch.cat([row.view(torch.uint8).to(device) for row in rows], 1)
 
 
 def _unpack(packed: torch.Tensor, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    widths = [math.prod(t.shape[1:]) * t.element_size() for t in like.values()]
     found = {}
-    for (name, tensor), part in zip(like.items(), packed.split(widths, 1)):
-        found[name] = part.contiguous().view(tensor.dtype).view(len(packed), *tensor.shape[1:]).to(tensor.device)
+    for (name, tensor), part in zip(like.items(), packed.split([_width(tensor) for tensor in like.values()], 1)):
+        # A tensor of its own: of one row a part would keep the place and stride that it had, which fit no other dtype.
+        values = part.flatten().clone().view(tensor.dtype)
+        found[name] = values.view(len(packed), *tensor.shape[1:]).to(tensor.device)
     return found
+
+
+def _width(tensor: torch.Tensor) -> int:
+    """Bytes of a row."""
+    return math.prod(tensor.shape[1:]) * tensor.element_size()
 
 
 def _2d(tensor: torch.Tensor) -> torch.Tensor:
