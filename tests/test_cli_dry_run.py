@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
+from trl_progrpo.arithmetic import count_work
 from trl_progrpo.cli.arguments import TrainParser
-from trl_progrpo.cli.dry_run import count_work
 from trl_progrpo.cli.main import main
 from trl_progrpo.cli.resolved_config import resolved_config, to_yaml
 from trl_progrpo.cli.skeleton import skeleton

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trl_progrpo.arithmetic import resolved_arithmetic, work_of_rollout
+from trl_progrpo.arithmetic import count_work, resolved_arithmetic
 from trl_progrpo.geometry import PLACEMENTS, Geometry
 
 
@@ -117,7 +117,7 @@ class TestConfig:
             num_expansions=7, prune_steps=[1], prune_sizes=[5], num_inference_steps=4, prompts_per_rollout=5, audit_fraction=0,
         )  # fmt: skip
         geometry = config.geometry(2)
-        work = work_of_rollout(config, geometry, trained_steps=3)
+        work = count_work(config, 1, 1, processes=2)
         assert resolved_arithmetic(config, geometry, work, 7) == [
             "rollout: 5 prompts on 2 processes (rank-local), 7 → 5 → 3 trajectories each, 144 network evaluations, 42 previews, "
             "30 images decoded, 72 reward calls",

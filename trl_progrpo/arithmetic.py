@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .cost import PruneSchedule, WorkCount
@@ -13,27 +14,35 @@ if TYPE_CHECKING:
     from .progrpo_config import ProGRPOConfig
 
 
-def work_of_rollout(
+def count_work(
     args: ProGRPOConfig,
-    geometry: Geometry,
-    *,
-    trained_steps: int,
+    num_rewards: int,
+    num_preview_rewards: int,
     nfe_per_row: int = 1,
-    num_rewards: int = 1,
-    num_preview_rewards: int | None = None,
+    rollouts: int | None = None,
+    processes: int | None = None,
 ) -> WorkCount:
-    """The work of a rollout and its update on all processes, audits and what fills up included; see [`WorkCount.of`]."""
-    groups = geometry.groups_per_process * geometry.num_processes
+    """
+    The sampling that one process does, audits included, counted as [`~types.SamplingCost`] does.
+
+    Args:
+        args ([`ProGRPOConfig`]): the schedule.
+        num_rewards (`int`): reward functions, each called once a finished image.
+        num_preview_rewards (`int`): the same for previews.
+        nfe_per_row (`int`, *optional*, defaults to 1): 2 with classifier-free guidance.
+        rollouts (`int`, *optional*): the total of so many rollouts, from the first; the mean of one when unset.
+        processes (`int`, *optional*): how many share a rollout; those of this run when unset.
+    """
+    groups = args.geometry(processes).groups_per_process
+    audited = (rollouts or 1) * args.audit_fraction * groups
     return WorkCount.of(
         prune_schedule(args),
-        num_prompts=groups,
-        trained_steps=trained_steps,
+        num_prompts=groups * (rollouts or 1),
         nfe_per_row=nfe_per_row,
         num_rewards=num_rewards,
         num_preview_rewards=num_preview_rewards,
-        num_iterations=args.num_iterations,
-        reference=args.beta > 0,
-        audited=args.audit_fraction * groups,
+        # Whole groups, of which `audit.audit_size` hands out as many.
+        audited=audited if rollouts is None else math.floor(audited),
     )
 
 
@@ -58,7 +67,7 @@ def resolved_arithmetic(
     Args:
         args ([`ProGRPOConfig`]): of the run.
         geometry ([`Geometry`]): of its rollouts.
-        work ([`WorkCount`]): from [`work_of_rollout`].
+        work ([`WorkCount`]): of a rollout on one process, from [`count_work`].
         num_prompts (`int`, *optional*): in the dataset; unset for a stream, which has no epochs.
     """
     processes, schedule = geometry.num_processes, prune_schedule(args)
@@ -66,13 +75,13 @@ def resolved_arithmetic(
     groups = " → ".join(map(str, schedule.sizes)) if args.prune_schedule is None else f"at most {args.num_expansions}"
     updates = geometry.num_updates * args.num_iterations
     return [
-        f"rollout: {_of(geometry.num_prompts, 'prompt')}{where}, {groups} trajectories each, {_work(work)}",
+        f"rollout: {_of(geometry.num_prompts, 'prompt')}{where}, {groups} trajectories each, {_work(work, processes)}",
         f"         {_of(updates, 'update')} of {_sizes(geometry)}{_filling(geometry)}",
         *([] if num_prompts is None else [_epoch(geometry, work, updates, num_prompts)]),
     ]
 
 
-def _work(work: WorkCount, times: int = 1) -> str:
+def _work(work: WorkCount, times: int) -> str:
     previews = f"{_count(times * work.preview_decodes)} previews, " if work.preview_decodes else ""
     return (
         f"{_count(times * work.nfe)} network evaluations, {previews}{_count(times * work.decodes)} images decoded, "
@@ -83,7 +92,7 @@ def _work(work: WorkCount, times: int = 1) -> str:
 def _epoch(geometry: Geometry, work: WorkCount, updates: int, num_prompts: int) -> str:
     rollouts = -(-num_prompts // geometry.num_prompts)
     return (
-        f"epoch:   {_of(num_prompts, 'prompt')}, {_of(rollouts, 'rollout')}, {_work(work, rollouts)}, "
+        f"epoch:   {_of(num_prompts, 'prompt')}, {_of(rollouts, 'rollout')}, {_work(work, rollouts * geometry.num_processes)}, "
         f"{_of(rollouts * updates, 'update')}"
     )
 

@@ -156,8 +156,6 @@ class AutoSchedule:
         # No more groups at a time than a rollout has: they need no more memory.
         share, size = len(prompts), min(len(prompts), trainer.geometry.prompts_per_process)
         first = trainer.accelerator.process_index * share
-        policy = trainer.sampler.policy
-        noisy = policy.stochastic_steps(trainer.family.make_schedule(args.num_inference_steps))
         watch = Stopwatch(trainer.accelerator.device, lambda *progress: trainer.on_phase("schedule", start, share))
         sampler, rewards, cost = watch.watch(trainer.sampler), [], SamplingCost()
         for start in range(0, share, size):
@@ -170,7 +168,7 @@ class AutoSchedule:
                     {name: values[part] for name, values in columns.items()},
                     num_expansions=args.num_expansions,
                     conditioning=trainer.prompt_cache(prompts[part], args.negative_prompt),
-                    noise_steps=args.noise_steps(noisy, rollout_index),
+                    noise_steps=args.noise_steps(trainer.stochastic_steps, rollout_index),
                     rollout_index=SCHEDULE_ROLLOUT - rollout_index,
                     first_slot=first + start,
                 )
@@ -240,10 +238,9 @@ class AutoSchedule:
     def _price(self, schedule: PruneSchedule) -> float:
         """Seconds of a group's rollout and update, audits included."""
         trainer, args = self.trainer, self.trainer.args
-        noisy = trainer.sampler.policy.stochastic_steps(trainer.family.make_schedule(args.num_inference_steps))
         work = WorkCount.of(
             schedule,
-            trained_steps=len(args.train_steps(noisy)),
+            trained_steps=len(args.train_steps(trainer.stochastic_steps)),
             nfe_per_row=trainer.family.nfe_per_row,
             num_rewards=len(trainer.reward_runner),
             num_preview_rewards=len(trainer.preview_reward_runner),

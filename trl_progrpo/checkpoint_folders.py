@@ -108,6 +108,24 @@ def newest_checkpoint(output_dir: str) -> str | None:
     return next(_newest_first(output_dir), None)
 
 
+def newest_to_resume(args: ProGRPOConfig, asked: str | bool) -> str:
+    """
+    Args:
+        args ([`ProGRPOConfig`]): of the run that is to go on.
+        asked (`str` or `bool`): how the newest checkpoint was asked for, for the message.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = newest_checkpoint(args.output_dir)
+    if folder is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` is {asked}, but `output_dir` {args.output_dir!r} has no checkpoint; leave it unset to "
+            "start afresh."
+        )
+    return folder
+
+
 def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
     """
     Args:

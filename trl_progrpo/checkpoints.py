@@ -24,7 +24,7 @@ from .checkpoint_folders import (
     check_checkpoint,
     clear_leftovers,
     delete_old,
-    newest_checkpoint,
+    newest_to_resume,
     publish,
 )
 from .model_card import name_on_hub
@@ -104,18 +104,12 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
     Raises:
         ValueError: as [`~checkpoint_folders.check_checkpoint`], or if the newest is asked for and there is none.
     """
-    output_dir = trainer.args.output_dir
     with trainer.rank_watch.together():
         if trainer.args.should_save:
-            clear_leftovers(output_dir)
+            clear_leftovers(trainer.args.output_dir)
     if asked is None or asked is False:
         return None
-    folder = newest_checkpoint(output_dir) if asked is True else os.fspath(asked)
-    if folder is None:
-        raise ValueError(
-            f"`resume_from_checkpoint` is True, but `output_dir` {output_dir!r} has no checkpoint; leave it unset to start "
-            "afresh."
-        )
+    folder = newest_to_resume(trainer.args, asked) if asked is True else os.fspath(asked)
     with trainer.rank_watch.together():
         check_checkpoint(folder, trainer.args)
     return folder

@@ -34,7 +34,7 @@ from .adapters import (
     default_lora_config,
 )
 from .advantages import comparable_rows, group_advantages, normalize_multi
-from .arithmetic import resolved_arithmetic, work_of_rollout
+from .arithmetic import count_work, resolved_arithmetic
 from .audit import AuditWatch, audit_metrics, audit_size
 from .auto_schedule import AutoSchedule
 from .callbacks import ProGRPOProgressCallback
@@ -411,7 +411,7 @@ class ProGRPOTrainer(ShardingTrainer):
         )
 
     def _check_steps(self, policy) -> None:
-        if not self._train_steps(policy, 0):
+        if not self.args.train_steps(self.stochastic_steps):
             raise ValueError(
                 f"`num_inference_steps` is {self.args.num_inference_steps}, and none of its steps carries noise with "
                 f"{policy!r}; use more steps or more noise."
@@ -486,7 +486,7 @@ class ProGRPOTrainer(ShardingTrainer):
         return divmod(done, self.args.micro_steps_per_rollout)
 
     def _rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> None:
-        rank = self.accelerator.process_index
+        rank, stochastic = self.accelerator.process_index, self.stochastic_steps
         slots = self.geometry.slots(rank)
         prompts, columns = self._split_columns(inputs)
         # A slot beyond the last prompt stands for it.
@@ -504,8 +504,8 @@ class ProGRPOTrainer(ShardingTrainer):
                     conditioning=self._encode(prompts),
                     rollout_index=rollout_index,
                     first_slot=slots.start,
-                    train_steps=self._train_steps(self.sampler.policy, rollout_index),
-                    noise_steps=self._noise_steps(self.sampler.policy, rollout_index),
+                    train_steps=self.args.train_steps(stochastic, rollout_index),
+                    noise_steps=self.args.noise_steps(stochastic, rollout_index),
                     # The same number on every process, so that all make the same number of network calls.
                     audit=range(audit_size(self._audit_fraction, len(prompts), rollout_index)),
                 )
@@ -518,13 +518,10 @@ class ProGRPOTrainer(ShardingTrainer):
             self.group_watch.finish(prompts[0], rollout, self.state.global_step)
         self.last_rollout, self.last_prompts = rollout, prompts
 
-    def _noise_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
-        schedule = self.family.make_schedule(self.args.num_inference_steps)
-        return self.args.noise_steps(policy.stochastic_steps(schedule), rollout_index)
-
-    def _train_steps(self, policy, rollout_index: int) -> tuple[int, ...]:
-        schedule = self.family.make_schedule(self.args.num_inference_steps)
-        return self.args.train_steps(policy.stochastic_steps(schedule), rollout_index)
+    @property
+    def stochastic_steps(self) -> tuple[int, ...]:
+        """Denoising steps of a rollout that may carry noise; which of them do is for `args.noise_steps` to say."""
+        return self.sampler.policy.stochastic_steps(self.family.make_schedule(self.args.num_inference_steps))
 
     def _encode(self, prompts: Sequence[str]):
         return self.prompt_cache(prompts, self.args.negative_prompt, "cpu" if self.args.offload_rollout else None)
@@ -679,13 +676,12 @@ class ProGRPOTrainer(ShardingTrainer):
 
     def arithmetic(self) -> list[str]:
         """What a rollout and an epoch come to; see [`~arithmetic.resolved_arithmetic`]."""
-        work = work_of_rollout(
+        work = count_work(
             self.args,
-            self.geometry,
-            trained_steps=len(self._train_steps(self.sampler.policy, 0)),
-            nfe_per_row=self.family.nfe_per_row,
-            num_rewards=len(self.reward_runner),
-            num_preview_rewards=len(self.preview_reward_runner),
+            len(self.reward_runner),
+            len(self.preview_reward_runner),
+            self.family.nfe_per_row,
+            processes=self.geometry.num_processes,
         )
         num_prompts = None if is_stream(self.train_dataset) else len(self.train_dataset)
         return resolved_arithmetic(self.args, self.geometry, work, num_prompts)
@@ -968,7 +964,7 @@ class ProGRPOTrainer(ShardingTrainer):
         schedule = self.family.make_schedule(self.args.num_inference_steps)
         return Rollout(
             **tensors,
-            step_indices=self._train_steps(self.sampler.policy, rollout_index),
+            step_indices=self.args.train_steps(self.stochastic_steps, rollout_index),
             conditioning=self._encode(prompts),
             schedule=schedule,
             rollout_index=rollout_index,

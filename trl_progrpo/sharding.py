@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .out_of_memory import shares_weights
+
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -181,8 +183,7 @@ def whole_denoiser(family: Family, keep: bool) -> Iterator[None]:
     from accelerate import init_empty_weights
 
     denoiser, components = family.denoiser, vars(family.pipeline)
-    partitioned = any(hasattr(parameter, "ds_id") for parameter in denoiser.parameters())
-    state = whole_state(denoiser, keep) if is_sharded(denoiser) or partitioned else {}
+    state = whole_state(denoiser, keep) if shares_weights(denoiser) else {}
     if not state:
         yield
         return

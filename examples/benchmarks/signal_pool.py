@@ -98,8 +98,7 @@ def rollouts(
         watch ([`Stopwatch`], *optional*): times the work.
     """
     sampler, dataset = trainer.sampler, trainer.train_dataset
-    schedule = trainer.family.make_schedule(sampler.num_inference_steps)
-    steps = trainer.args.noise_steps(sampler.policy.stochastic_steps(schedule))
+    steps = trainer.args.noise_steps(trainer.stochastic_steps)
     for index in range(first, first + count):
         draw = torch.Generator().manual_seed(index)
         rows = dataset[torch.randperm(len(dataset), generator=draw)[:prompts_each].tolist()]

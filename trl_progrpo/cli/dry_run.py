@@ -8,8 +8,7 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..arithmetic import prune_schedule
-from ..cost import WorkCount
+from ..arithmetic import count_work, prune_schedule
 from .base import quieten_libraries, user_errors
 from .resolved_config import resolved_config, to_yaml
 
@@ -60,38 +59,6 @@ def dry_run(
             print(f"#   {label:<22}{text}")
     print(f"\n{to_yaml(config)}", end="")
     return 0
-
-
-def count_work(
-    args: ProGRPOConfig,
-    num_rewards: int,
-    num_preview_rewards: int,
-    nfe_per_row: int = 1,
-    rollouts: int | None = None,
-    processes: int | None = None,
-) -> WorkCount:
-    """
-    The sampling that one process does, audits included, counted as [`~types.SamplingCost`] does.
-
-    Args:
-        args ([`ProGRPOConfig`]): the schedule.
-        num_rewards (`int`): reward functions, each called once a finished image.
-        num_preview_rewards (`int`): the same for previews.
-        nfe_per_row (`int`, *optional*, defaults to 1): 2 with classifier-free guidance.
-        rollouts (`int`, *optional*): the total of so many rollouts, from the first; the mean of one when unset.
-        processes (`int`, *optional*): how many share a rollout; those of this run when unset.
-    """
-    groups = args.geometry(processes).groups_per_process
-    audited = (rollouts or 1) * args.audit_fraction * groups
-    return WorkCount.of(
-        prune_schedule(args),
-        num_prompts=groups * (rollouts or 1),
-        nfe_per_row=nfe_per_row,
-        num_rewards=num_rewards,
-        num_preview_rewards=num_preview_rewards,
-        # Whole groups, of which `audit.audit_size` hands out as many.
-        audited=audited if rollouts is None else math.floor(audited),
-    )
 
 
 def launched_processes(launcher: argparse.Namespace | None) -> int | None:

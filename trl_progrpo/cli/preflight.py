@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import CommandError, user_errors
+from .base import user_errors
 
 
 if TYPE_CHECKING:
@@ -87,19 +87,12 @@ def checkpoint_to_resume(args: ProGRPOConfig) -> str | None:
     Raises:
         CommandError: if there is none, or it cannot be resumed from.
     """
-    from ..checkpoint_folders import check_checkpoint, newest_checkpoint
+    from ..checkpoint_folders import check_checkpoint, newest_to_resume
 
     value = args.resume_from_checkpoint
     if value is None or str(value).lower() in ("false", "no", ""):
         return None
-    folder = value
-    if str(value).lower() in ("true", "yes", "last"):
-        folder = newest_checkpoint(args.output_dir)
-        if folder is None:
-            raise CommandError(
-                f"`resume_from_checkpoint` is {value}, but `output_dir` {args.output_dir!r} has no checkpoint; leave it unset "
-                "to start afresh."
-            )
     with user_errors():
+        folder = newest_to_resume(args, value) if str(value).lower() in ("true", "yes", "last") else value
         check_checkpoint(folder, args)
     return folder
