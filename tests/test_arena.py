@@ -182,3 +182,16 @@ def test_where_rewards_are_decided(run_script):
     assert [name.strip() for name, _ in rows] == ["initial noise", "step 0", "step 1"]
     # Nothing is left to decide after the last noise.
     assert float(rows[-1][1]) == 0
+
+
+def test_what_pruning_could_gain_at_best(run_script):
+    printed = run_script(
+        "ceiling.py", "--groups", 3, "--members", 8, "--lessons", 8, "--still_open", 2, "--siblings", 3
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows if row[0].isdigit()] == ["0", "1", "2", "3", "4", "5"]
+    gains = {row[0]: float(row[2].split()[0]) for row in rows if len(row) == 3 and "±" in row[2]}
+    # Who knows more, or pays less for it, gains more.
+    assert gains["finished images only"] <= gains["previews"] <= gains["previews that cost nothing"]
+    assert gains["the best guess there can be, for nothing"] < gains["final rewards, known in advance"]
+    assert sum(" to " in row[0] for row in rows) == 3

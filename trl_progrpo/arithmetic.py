@@ -82,10 +82,10 @@ def resolved_arithmetic(
 
 
 def _work(work: WorkCount, times: int) -> str:
-    previews = f"{_count(times * work.preview_decodes)} previews, " if work.preview_decodes else ""
+    previews = f"{in_figures(times * work.preview_decodes)} previews, " if work.preview_decodes else ""
     return (
-        f"{_count(times * work.nfe)} network evaluations, {previews}{_count(times * work.decodes)} images decoded, "
-        f"{_count(times * work.reward_calls)} reward calls"
+        f"{in_figures(times * work.nfe)} network evaluations, {previews}{in_figures(times * work.decodes)} images decoded, "
+        f"{in_figures(times * work.reward_calls)} reward calls"
     )
 
 
@@ -123,6 +123,6 @@ def _of(number: int, what: str, plural: str = "s") -> str:
     return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
-def _count(number: float) -> str:
-    # With audits it is a mean over rollouts.
-    return f"{number:,.0f}" if number >= 100 or abs(number - round(number)) < 1e-6 else f"{number:,.1f}"
+def in_figures(number: float) -> str:
+    """A count with thousands separated, and one decimal where it is a mean over rollouts that is not whole."""
+    return f"{number:,.0f}" if abs(number - round(number)) < 1e-6 else f"{number:,.1f}"

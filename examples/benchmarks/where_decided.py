@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 
 import torch
 from signal_pool import make_trainer
@@ -37,6 +38,43 @@ class Families(ExpandPruneSampler):
         return super()._noise(prompt_index, member, rollout_index, slots, step)
 
 
+def still_open(
+    num_prompts: int, families: int, siblings: int, steps: int, window: int
+) -> Iterator[tuple[str, float, float]]:
+    """
+    What is shared, the share of the variance that is still open, and its standard error: for nothing, for the initial noise and
+    then for every noisy step.
+
+    Args:
+        num_prompts (`int`): training prompts.
+        families (`int`): of each prompt.
+        siblings (`int`): in each family.
+        steps (`int`): denoising steps.
+        window (`int`): the first so many steps carry noise.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        size = families * siblings
+        settings = {"num_generations": size, "per_device_train_batch_size": size, "num_inference_steps": steps}
+        trainer = make_trainer(folder, 0, **settings)
+    sampler = trainer.sampler
+    sampler.__class__, sampler.siblings = Families, siblings
+    dataset = trainer.train_dataset
+    rows = dataset[torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:num_prompts].tolist()]
+    prompts = rows.pop("prompt")
+    conditioning = trainer.prompt_cache(prompts, trainer.args.negative_prompt)
+    for step in range(INITIAL_NOISE - 1, window):
+        sampler.shared_until = step
+        rollout = sampler.rollout(
+            trainer.family.denoiser, prompts, rows, conditioning=conditioning, train_steps=range(window)
+        )
+        rewards = rollout.rewards.double().view(num_prompts, families, siblings)
+        within, whole = rewards.var(2).mean(1), rewards.flatten(1).var(1)
+        share = within.mean() / whole.mean()
+        error = (within - share * whole).std() / whole.mean() / num_prompts**0.5
+        name = {INITIAL_NOISE - 1: "nothing", INITIAL_NOISE: "initial noise"}.get(step, f"step {step}")
+        yield name, share.item(), error.item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--prompts", type=int, default=24)
@@ -46,27 +84,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=6, help="the first so many steps carry noise")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        size = args.families * args.siblings
-        settings = {"num_generations": size, "per_device_train_batch_size": size, "num_inference_steps": args.steps}
-        trainer = make_trainer(folder, 0, **settings)
-    sampler = trainer.sampler
-    sampler.__class__, sampler.siblings = Families, args.siblings
-    dataset = trainer.train_dataset
-    rows = dataset[torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[: args.prompts].tolist()]
-    prompts = rows.pop("prompt")
-    conditioning = trainer.prompt_cache(prompts, trainer.args.negative_prompt)
     print("| The same until | Variance still open | standard error |", "|---" * 3 + "|", sep="\n")
-    for step in range(INITIAL_NOISE - 1, args.window):
-        sampler.shared_until = step
-        rollout = sampler.rollout(
-            trainer.family.denoiser, prompts, rows, conditioning=conditioning, train_steps=range(args.window)
-        )
-        rewards = rollout.rewards.double().view(args.prompts, args.families, args.siblings)
-        within, whole = rewards.var(2).mean(1), rewards.flatten(1).var(1)
-        share = within.mean() / whole.mean()
-        error = (within - share * whole).std() / whole.mean() / args.prompts**0.5
-        name = {INITIAL_NOISE - 1: "nothing", INITIAL_NOISE: "initial noise"}.get(step, f"step {step}")
+    for name, share, error in still_open(args.prompts, args.families, args.siblings, args.steps, args.window):
         print(f"| {name} | {share:.2f} | {error:.2f} |", flush=True)
 
 

@@ -8,7 +8,7 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..arithmetic import count_work, prune_schedule
+from ..arithmetic import count_work, in_figures, prune_schedule
 from .base import quieten_libraries, user_errors
 from .resolved_config import resolved_config, to_yaml
 
@@ -164,7 +164,7 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
     if schedule.selects_on_finished:
         checkpoints.append("on the final rewards")
     arrows = " -> ".join(map(str, schedule.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
-    trained = geometry.rows_per_process
+    started, trained = in_figures(args.num_expansions * prompts), geometry.rows_per_process
     passes = trained * args.num_iterations * len(trained_steps)
     update = f"{passes:,} forward and backward rows, {_updates(args)} optimiser steps"
     lines = [
@@ -172,21 +172,20 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
         ("per prompt", f"{arrows} trajectories, pruned by {args.pruning_rule}" if checkpoints else f"{arrows} trajectories"),
         ("steps", f"{args.num_inference_steps}, of which {len(trained_steps)} are trained"),
         ("policy", f"{policy!r}"),
-        ("images started", f"{_count(args.num_expansions * prompts)}, finished {_count(work.decodes)}, trained on {trained:,}"),
-        ("network evaluations", f"{_count(work.nfe)} rows ({work.nfe / unpruned:.0%} of no pruning)"),
-        ("images decoded", f"{_count(work.decodes)}, and {_count(work.preview_decodes)} previews"),
-        ("reward calls", f"{_count(work.reward_calls)} images"),
+        ("images started", f"{started}, finished {in_figures(work.decodes)}, trained on {trained:,}"),
+        ("network evaluations", f"{in_figures(work.nfe)} rows ({work.nfe / unpruned:.0%} of no pruning)"),
+        ("images decoded", f"{in_figures(work.decodes)}, and {in_figures(work.preview_decodes)} previews"),
+        ("reward calls", f"{in_figures(work.reward_calls)} images"),
         ("update", update),
     ]  # fmt: skip
     if args.prune_schedule is not None:
         interval = args.prune_schedule_interval
         when = f"before the first rollout{f' and after every {interval}' if interval else ''}"
-        started = f"{trained:,} to {_count(args.num_expansions * prompts)}"
         lines = [
             lines[0],
             ("per prompt", f"{args.num_generations} to {args.num_expansions} trajectories, by a schedule that is chosen {when}"),
             *lines[2:4],
-            ("images started", f"{started}, trained on {trained:,}"),
+            ("images started", f"{trained:,} to {started}, trained on {trained:,}"),
             ("network evaluations", f"{_bounds(args, counting, processes)} rows"),
             ("update", update),
             ("each choice", _choosing_in_words(args, processes, counting)),
@@ -216,7 +215,7 @@ def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -
         lines.append(("choices of schedule", f"{1 + (rollouts - 1) // (args.prune_schedule_interval or rollouts)}"))
     else:
         work = count_work(args, *counting, rollouts=rollouts, processes=processes)
-        lines.append(("network evaluations", f"{_count(work.nfe * processes)} rows in rollouts"))
+        lines.append(("network evaluations", f"{in_figures(work.nfe * processes)} rows in rollouts"))
     return {"the whole run": lines}
 
 
@@ -225,7 +224,7 @@ def _bounds(args: ProGRPOConfig, counting: tuple, processes: int, rollouts: int 
     least = copy.copy(args)
     least.num_expansions = args.num_generations
     works = (count_work(one, *counting, rollouts=rollouts, processes=processes) for one in (least, args))
-    return " to ".join(_count(work.nfe * times) for work in works)
+    return " to ".join(in_figures(work.nfe * times) for work in works)
 
 
 def _choosing_in_words(args: ProGRPOConfig, processes: int, counting: tuple) -> str:
@@ -241,8 +240,3 @@ def _choosing_in_words(args: ProGRPOConfig, processes: int, counting: tuple) -> 
 def _updates(args: ProGRPOConfig) -> int:
     """Optimiser steps between two rollouts."""
     return args.micro_steps_per_rollout // args.gradient_accumulation_steps
-
-
-def _count(number: float) -> str:
-    """With a decimal where it is a mean that is not whole."""
-    return f"{number:,.0f}" if abs(number - round(number)) < 1e-6 else f"{number:,.1f}"
