@@ -42,6 +42,7 @@ class Arena:
         tuning (`dict`, *optional*): `learning_rates` to try, `seed` and `share` of the budget; with it the rate of
             every method that has none of its own is chosen.
         references (`list[str]`, *optional*): methods whose end the others are to reach at less cost; the first one when unset.
+        drawn (`list[str]`, *optional*): methods in the figure; all when unset.
         variant (`str`, *optional*, defaults to `"flow"`): or `"ddim"`.
         eval_prompts (`int`, *optional*, defaults to 256): held-out prompts.
         eval_images (`int`, *optional*, defaults to 1): images of each.
@@ -53,6 +54,7 @@ class Arena:
     common: dict[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] | None = None
     references: list[str] | None = None
+    drawn: list[str] | None = None
     variant: str = "flow"
     eval_prompts: int = 256
     eval_images: int = 1
@@ -69,9 +71,10 @@ def main() -> None:
     arena = Arena(**yaml.safe_load(Path(args.config).read_text(encoding="utf-8")))
     folder = Path(args.output_dir)
     seeds, names = args.seeds or arena.seeds, args.only or list(arena.methods)
-    unknown = set(names) - set(arena.methods)
-    if unknown:
-        parser.error(f"--only names {', '.join(sorted(unknown))}; the file has {', '.join(arena.methods)}.")
+    for field_name, given in (("--only", names), ("references", arena.references), ("drawn", arena.drawn)):
+        unknown = set(given or ()) - set(arena.methods)
+        if unknown:
+            parser.error(f"{field_name} names {', '.join(sorted(unknown))}; the file has {', '.join(arena.methods)}.")
 
     settings = {name: {**arena.common, **arena.methods[name]} for name in names}
     rates = tune(arena, settings, folder, args.jobs) if arena.tuning else {}
@@ -81,7 +84,8 @@ def main() -> None:
     # Seed by seed, so that a table of all methods is there early.
     jobs = [(settings[name], seed, budget, run_file(folder, name, seed), {}) for seed in seeds for name in names]
     finish(arena, jobs, args.jobs)
-    text = report(folder, arena.references or [next(iter(arena.methods))], list(arena.methods), rates)
+    methods = list(arena.methods)
+    text = report(folder, arena.references or methods[:1], methods, arena.drawn or methods)
     print(text)
 
 

@@ -132,8 +132,16 @@ def compare(curves: Curves, reference: Curves, axis: str, rng: np.random.Generat
     }
 
 
-def report(folder: Path, references: Sequence[str], names: Sequence[str], rates: dict[str, float]) -> str:
-    """Writes `table.md`, `summary.json` and `curves.png` into `folder`; returns the table."""
+def report(folder: Path, references: Sequence[str], names: Sequence[str], drawn: Sequence[str]) -> str:
+    """
+    Writes `table.md`, `summary.json` and `curves.png` into `folder`; returns the table.
+
+    Args:
+        folder (`Path`): with the runs.
+        references (`Sequence[str]`): methods that the others are compared with.
+        names (`Sequence[str]`): methods in the table.
+        drawn (`Sequence[str]`): those of them that are in the figure too.
+    """
     curves = load_curves(folder, names)
     rng = np.random.default_rng(0)
     summary = {}
@@ -154,7 +162,7 @@ def report(folder: Path, references: Sequence[str], names: Sequence[str], rates:
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     text = table(summary, [reference for reference in references if reference in curves])
     (folder / "table.md").write_text(text, encoding="utf-8")
-    draw(curves, folder / "curves.png")
+    draw({name: one for name, one in curves.items() if name in drawn}, folder / "curves.png")
     return text
 
 
