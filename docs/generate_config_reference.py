@@ -57,7 +57,7 @@ def parse_docstring(text: str) -> tuple[str, dict[str, list[tuple[tuple[str, ...
     introduction = " ".join(text.split("\n\n")[1].split())
     sections: dict[str, list[tuple[tuple[str, ...], str]]] = {}
     entries: list[tuple[tuple[str, ...], str]] = []
-    for line in text.splitlines():
+    for line in text.partition("\nRaises:")[0].splitlines():
         title = re.fullmatch(r"> Parameters of (.*)", line)
         head = re.fullmatch(r" {4}(\w+(?:, \w+)*) \(.*\):", line)
         if title:

@@ -382,7 +382,7 @@ class TestSummary:
         metrics = {"eval_reward": 0.9, "eval_reward_stderr": 0.01, "eval_num_prompts": 64}
         metrics |= {"eval_rewards/a/mean": 0.4, "eval_rewards/a/stderr": 0.03}
         text = self.printed(metrics, metrics, history, group_sizes={5: (48, 24)}, num_inference_steps=10)
-        assert "over 64 prompts" in text
+        assert "over 64 images" in text
         assert re.search(r"weighted total +0\.900 ± 0\.010 +0\.900 ± 0\.010 +\+0\.000 ± 0\.014", text)
         assert re.search(r"a +0\.400 ± 0\.030", text)
         assert re.search(r"step 5 +48 → 24 +0\.200 +0\.190 +0\.300 +0\.70", text)

@@ -48,7 +48,7 @@ class ProGRPOConfig(BaseConfig):
             Token limit of the long text encoder of families that have one; the family's default when unset.
         prompt_cache_dir (`str`, *optional*):
             Folder for encoded prompts, one file each, that later runs and other processes use too. Unset: CPU memory.
-            Either way a prompt is encoded once a run, by itself.
+            A prompt is encoded by itself, and once a run unless the latest 4 GiB in memory do not hold it.
         drop_text_encoders (`bool`, *optional*, defaults to `False`):
             Encode the prompts of all datasets before training, then remove the text encoders from memory. Other prompts
             are refused from then on.
@@ -103,16 +103,16 @@ class ProGRPOConfig(BaseConfig):
             `"flow_sde"`, `"flow_cps"`, `"dance_sde"` for flow models, `"ddim"` for diffusion models; the family's
             default when unset.
         noise_level (`float`, *optional*, defaults to `0.7`):
-            Noise of flow policies. 0 has no density to train on and is refused.
+            Noise of flow policies, above 0 (0 has no density to train on), and at most 1 with `"flow_cps"`.
         eta (`float`, *optional*, defaults to `1.0`):
             Noise of the DDIM policy, in (0, 1].
         num_inference_steps (`int`, *optional*, defaults to `10`):
-            Denoising steps of a rollout.
+            Denoising steps of a rollout, at least 2: the last one carries no noise to train on.
         guidance_scale (`float`, *optional*, defaults to `1.0`):
-            Classifier-free guidance in rollout, update and evaluation. 1 is off and costs one network call a step
-            instead of two.
+            Classifier-free guidance in rollout, update and evaluation, at least 1. 1 is off and costs one network call a
+            step instead of two. Guidance-distilled models (FLUX.1-dev, FLUX.2-dev) take it as an input, in one call.
         negative_prompt (`str`, *optional*):
-            Negative prompt for guidance; the empty prompt when unset.
+            Negative prompt for guidance; the empty prompt when unset. Guidance-distilled models have none.
         rollout_batch_size (`int`, *optional*):
             Rows per network call in rollouts; `per_device_train_batch_size` when unset.
         decode_batch_size (`int`, *optional*):
@@ -137,8 +137,9 @@ class ProGRPOConfig(BaseConfig):
             Micro-batches per rollout, a multiple of `gradient_accumulation_steps`, which is also the default: one
             optimiser update per rollout and pass. 2 times that: two updates.
         prompts_per_rollout (`int`, *optional*):
-            Prompts of a rollout over all devices. Unset: as many whole groups as the micro-batches of the devices hold. Where
-            the survivors leave micro-batches uneven, rows of weight zero fill them up.
+            Prompts of a rollout over all devices, at least one a device with `"rank-local"`. Unset: as many whole groups as
+            the micro-batches of the devices hold. Where the survivors leave micro-batches uneven, rows of weight zero fill
+            them up.
         group_placement (`str`, *optional*, defaults to `"rank-local"`):
             `"rank-local"`: whole groups on one device, so that pruning needs no communication. `"spread"`: every group on all
             devices, for fewer prompts than devices or groups too large for one; at every checkpoint preview rewards go round and
@@ -161,7 +162,7 @@ class ProGRPOConfig(BaseConfig):
         epsilon_high (`float`, *optional*):
             Upper clip width; `epsilon` when unset.
         adv_clip_max (`float`, *optional*, defaults to `5.0`):
-            Advantages are clipped to plus or minus this.
+            Advantages are clipped to plus or minus this; `None` does not clip.
         scale_rewards (`str`, *optional*, defaults to `"group"`):
             Divide advantages by the standard deviation of the survivors of the `"group"`, of the whole `"batch"` (the
             papers' "global std"), or `"none"`.
@@ -214,6 +215,10 @@ class ProGRPOConfig(BaseConfig):
             Print a table of prompts, and the rewards and advantages of their survivors, at every logging step.
         num_completions_to_print (`int`, *optional*):
             Survivors in that table, group by group, each from the highest reward down. Unset: those of one group.
+
+    Raises:
+        ValueError: for a value out of its range, or values that do not go together; the message names the field, the value
+            and the cure.
     """
 
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]

@@ -163,9 +163,10 @@ class ProGRPOTrainer(ShardingTrainer):
             a loaded pipeline. The family is chosen by the pipeline class.
         reward_funcs (`RewardFunc`, `str` or a list of them): `reward(prompts, images, **columns) -> list[float | None]`,
             or names; see [`~rewards.RewardFunc`].
-        args ([`ProGRPOConfig`], *optional*): the configuration.
-        train_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`): rows with a prompt column, whose
-            other columns go to the reward functions; a list of prompts or of rows; or a stream, with `max_steps`.
+        args ([`ProGRPOConfig`], *optional*): the configuration; the defaults, in `trl-progrpo-output`, when unset.
+        train_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list`, *optional* but for training): rows
+            with a prompt column, whose other columns go to the reward functions; a list of prompts or of rows; or a stream,
+            with `max_steps`.
         eval_dataset ([`~datasets.Dataset`], `list`, or a `dict` of them, *optional*): held-out prompts, one image each.
         callbacks (`list[TrainerCallback]`, *optional*): added to the defaults. A method
             `on_phase(args, state, control, phase, done, total)` is told what a rollout is doing.
@@ -728,6 +729,15 @@ class ProGRPOTrainer(ShardingTrainer):
         Returns the mean and standard error over prompts of the weighted reward and of every reward function, those of
         `eval_reward_funcs` included; with `ema_decay` the averaged weights are evaluated, unless `eval_use_ema` is off.
         Warns, once each, of rewards that fell since the evaluation before training and are not trained on.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`], `list`, or a `dict` of them, *optional*): held-out prompts; those of the
+                trainer when unset.
+            ignore_keys: of [`~transformers.Trainer`]; does nothing.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): what metric names begin with.
+
+        Raises:
+            ValueError: if there are no held-out prompts.
         """
         eval_dataset = (
             self.eval_dataset if eval_dataset is None else as_eval_prompts(eval_dataset, self.args.prompt_column)
@@ -768,6 +778,9 @@ class ProGRPOTrainer(ShardingTrainer):
             adapter (`bool`, *optional*, defaults to `True`): whether the trained adapter is on; off is the base model.
             first_slot (`int`, *optional*, defaults to 0): position of the first prompt; fixes its seed.
             ema (`bool`, *optional*, defaults to `True`): with `ema_decay`, the averaged weights or those in training.
+
+        Raises:
+            ValueError: if `adapter` is off and the whole denoiser is trained, so that there is no base model left.
         """
         sampler = self._make_sampler(
             self.sampler.policy.ode(),

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Prompts are encoded once a run, each by itself, and kept in CPU memory or on disk."""
+"""Prompts are encoded once, each by itself, and kept: the latest of them in CPU memory, or all on disk."""
 
 from __future__ import annotations
 

@@ -102,13 +102,14 @@ class ExpandPruneSampler:
         num_generations (`int`): survivors per prompt, `K`.
         num_expansions (`int`, *optional*): trajectories started per prompt, `G_max`; `num_generations` when unset.
         prune_steps (`Sequence[int]`, *optional*): 0-based steps after which groups are pruned, increasing.
-        prune_sizes (`Sequence[int]`, *optional*): group size after each of them.
+        prune_sizes (`Sequence[int]`, *optional*): group size after each of them, falling. Neither is checked here;
+            [`~cost.PruneSchedule`] does that.
         pruning_rule (`Callable`, *optional*): `(rewards (P, n), k, generator=...) -> kept indices (P, k)`; OVF when unset.
         rollout_batch_size (`int`, *optional*): rows per network call; all at once when unset.
         decode_batch_size (`int`, *optional*): images per decoder call; `rollout_batch_size` when unset.
         preview_batch_size (`int`, *optional*): the same for previews; `decode_batch_size` when unset.
         preview_scorer (`Callable`, *optional*): scores previews; `scorer` when unset.
-        preview_reward_weights (`torch.Tensor`, *optional*): weights of its columns; `reward_weights` when unset.
+        preview_reward_weights (`torch.Tensor` of shape `(F,)`, *optional*): weights of its columns; `reward_weights` when unset.
         preview_decoder (`torch.nn.Module`, *optional*): an [`~diffusers.AutoencoderTiny`]; the pipeline's VAE when unset.
         preview_downscale (`int`, *optional*, defaults to 1): previews are decoded from latents averaged over so many in
             each direction, into images smaller by the same factor.
@@ -242,6 +243,10 @@ class ExpandPruneSampler:
                 `train_steps` when unset. The rest runs the noise-free policy.
             audit (`Collection[int]`, *optional*): prompts (0 to P - 1) whose dropped rows are finished and scored as well,
                 for `Rollout.audit_records`. Nothing else of the rollout changes but its cost.
+
+        Raises:
+            ValueError: if a step of `train_steps` or `noise_steps` cannot carry noise, or steps that are trained are without
+                noise or not consecutive.
         """
         family, total_steps = self.family, self.num_inference_steps
         schedule = family.make_schedule(total_steps)

@@ -53,6 +53,9 @@ class Schedule:
         alphas (`torch.Tensor` of shape `(T + 1,)`, float64): signal coefficients.
         sigmas (`torch.Tensor` of shape `(T + 1,)`, float64): noise coefficients.
         prediction_type (`str`): `"flow"` (velocity `eps - x_0`), `"epsilon"`, `"v_prediction"` or `"sample"`.
+
+    Raises:
+        ValueError: if coefficients are not one more than timesteps, or not finite.
     """
 
     timesteps: torch.Tensor

@@ -7,8 +7,8 @@ python examples/benchmarks/arena.py --config examples/benchmarks/arena.yaml --ou
 ```
 
 The YAML file names methods, each the settings of [`ProGRPOConfig`] that set it apart. First every method's learning rate is
-chosen among the same candidates, by the reward on TRAINING prompts at the end of a shorter run, unless it names one. Then
-every method is run with every seed until the budget of counted FLOPs (and of CPU seconds, if one is given) is used up, and
+chosen among the same candidates, unless it names one: by the reward on TRAINING prompts late in a run. Then every
+method is run with every seed until the budget of counted FLOPs (and of CPU seconds, if one is given) is used up, and
 evaluated on the same held-out prompts at equal costs. Runs are written to `OUTPUT_DIR/runs/METHOD-SEED.jsonl`; what is
 finished is not run again, so the command can be stopped and given again, and methods or seeds added. At the end stand
 `table.md`, `summary.json` and `curves.png`.

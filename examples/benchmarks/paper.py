@@ -93,7 +93,9 @@ def counted_flops(setting: Setting) -> UnitCost:
     """Of the networks themselves, with the adapter that is trained."""
     pipeline = setting.load()
     family = family_class(pipeline)(pipeline)
-    conditioning = family.encode_prompts(["a red circle"])
+    with torch.no_grad():
+        # Otherwise the backward pass would run on into the text encoders.
+        conditioning = family.encode_prompts(["a red circle"])
     add_adapter(family, default_lora_config(family))
     return unit_flops(family, conditioning, load_preview_decoder("shapes", family.device))
 

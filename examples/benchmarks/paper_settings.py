@@ -88,7 +88,7 @@ SETTINGS = {
         keep=12,
         middle=1 / 2,
         trained_steps=6,
-        training={"noise_level": 0.7, "learning_rate": 3e-3, "epsilon": 1e-3, "step_weighting": 2, "ema_decay": 0.95},
+        training={"noise_level": 0.7, "learning_rate": 2e-3, "epsilon": 1e-3, "step_weighting": 2, "ema_decay": 0.95},
     ),
     "diffusion": Setting(
         load=load_shapes_ddim,
@@ -97,7 +97,7 @@ SETTINGS = {
         keep=8,
         middle=2 / 3,
         trained_steps=9,
-        training={"eta": 1.0, "learning_rate": 3e-3, "epsilon": 1e-3, "step_weighting": 2, "ema_decay": 0.95},
+        training={"eta": 1.0, "learning_rate": 2e-3, "epsilon": 1e-3, "step_weighting": 2, "ema_decay": 0.95},
     ),
 }
 

@@ -100,7 +100,7 @@ def _reward_table(before, after) -> Table | None:
     if not after:
         return None
     count = after.get("eval_num_prompts")
-    note = "mean ± standard error" + (f" over {count:g} prompts" if count else "") + ", noise-free, same seeds"
+    note = "mean ± standard error" + (f" over {count:g} images" if count else "") + ", noise-free, same seeds"
     table = make_table("Held-out reward", note, "reward", "before", "after", "gain")
     for row in reward_rows(before, after):
         gain, error = row["gain"], row["gain_stderr"]
