@@ -24,7 +24,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from paper_clustering import DISTANCES, compare, normal_shares, record
+from paper_clustering import DISTANCES, compare, normal_shares, over_groups, record
 from paper_figures import clustering_figure, curves_figure
 from paper_settings import SETTINGS, STEPS, Setting, name_of
 from paper_training import Size, runs
@@ -33,6 +33,7 @@ from trl_progrpo.adapters import add_adapter, default_lora_config
 from trl_progrpo.cost import PruneSchedule, UnitCost, WorkCount
 from trl_progrpo.families import family_class, load_preview_decoder
 from trl_progrpo.flops import unit_flops
+from trl_progrpo.metrics import rank_correlation
 
 
 PAPER_UNIT = UnitCost(network=3.88 / 2, training=4 * 3.88 / 2, decode=2.82, preview=2.82)
@@ -55,12 +56,22 @@ def clustering(args: argparse.Namespace) -> None:
     print(
         f"{args.model}, {args.groups} groups, {flat} of them without spread; share of members near the mean of their set"
     )
-    cells = [[row["set"], *map(percent, row["near"]), f"{row['spread']:.3f}", f"{row['signal']:.2f}"] for row in rows]
+    cells = [
+        [
+            row["set"],
+            *(percent(*near) for near in row["near"]),
+            measured(*row["spread"], 3),
+            measured(*row["signal"], 2),
+        ]
+        for row in rows
+    ]
     cells.append(["normal rewards", *map(percent, normal_shares()), "", ""])
     print(table(["Set", *(f"within {d:g}" for d in DISTANCES), "Spread", "Sum of squares"], cells))
-    correlations = groups.rank_correlations()
+    correlations = {
+        step: over_groups(rank_correlation(previews, groups.final)) for step, previews in groups.previews.items()
+    }
     print("\nrank correlation of preview and final reward")
-    print(table(list(map(str, correlations)), [[f"{value:.2f}" for value in correlations.values()]]))
+    print(table(list(map(str, correlations)), [[measured(*value, 2) for value in correlations.values()]]))
     write(args, {"groups": args.groups, "seed": args.seed, "rank_correlations": correlations, "sets": rows})
     title = f"Rewards around their mean, {args.groups} groups of the {args.model} model"
     print(clustering_figure(title, deviations, args.output / f"clustering_{args.model}.png"))
@@ -133,15 +144,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
-def percent(share: float) -> str:
+def percent(share: float, error: float | None = None) -> str:
     """Of a share in [0, 1]."""
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f} %" if error is None else f"{100 * share:.0f} ± {100 * error:.0f} %"
+
+
+def measured(mean: float, error: float, digits: int) -> str:
+    """A mean and its standard error."""
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
 
 
 def mean_and_error(values: Sequence[float], digits: int = 3) -> str:
     """Mean over seeds with its standard error, if there are several."""
-    mean = f"{fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {stdev(values) / len(values) ** 0.5:.{digits}f}"
+    mean = fmean(values)
+    return f"{mean:.{digits}f}" if len(values) < 2 else measured(mean, stdev(values) / len(values) ** 0.5, digits)
 
 
 def write(args: argparse.Namespace, values: dict[str, Any]) -> None:

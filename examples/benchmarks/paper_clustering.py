@@ -58,9 +58,9 @@ def compare(
     What a whole group, a uniform subset and what OVF keeps of it are like.
 
     Returns:
-        Per set `set` (its name), `near` (share of members within each of `DISTANCES`, mean over groups), `near_stderr`,
-        `spread` and `signal` (see [`~planning.Gain`]); and per set the deviations of all members from its mean, in standard
-        deviations of the whole group. Groups without spread have none.
+        Per set `set` (its name) and, as pairs of the mean over groups and its standard error, `near` (share of members within
+        each of `DISTANCES`), `spread` and `signal` (see [`~planning.Gain`]); and per set the deviations of all members from
+        its mean, in standard deviations of the whole group. Groups without spread have none.
     """
     final, pro = groups.final.double(), setting.pro()
     everyone = torch.arange(pro.num_expansions).expand(len(final), -1)
@@ -79,17 +79,23 @@ def compare(
         found = ((rewards - rewards.mean(1, keepdim=True)) / scale)[scale[:, 0] > 0]
         deviations[name] = found.flatten()
         near = [(found.abs() <= distance).double().mean(1) for distance in DISTANCES]
-        gain = Gain.of(rewards)
+        gains = [Gain.of(group[None]) for group in rewards]
+        spread, signal = (torch.tensor([getattr(gain, key) for gain in gains]) for key in ("spread", "signal"))
         rows.append(
             {
                 "set": name,
-                "near": [share.mean().item() for share in near],
-                "near_stderr": [(share.std() / len(share) ** 0.5).item() for share in near],
-                "spread": gain.spread,
-                "signal": gain.signal,
+                "near": [over_groups(share) for share in near],
+                "spread": over_groups(spread),
+                "signal": over_groups(signal),
             }
         )
     return rows, deviations
+
+
+def over_groups(values: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard error over groups; those without a value (NaN) are left out."""
+    values = values[~values.isnan()]
+    return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
 def normal_shares() -> list[float]:
