@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from paper_clustering import over_groups
 from signal_pool import make_trainer, rollouts
 from where_decided import still_open
 
@@ -35,7 +36,7 @@ from trl_progrpo import ProGRPOTrainer, Rollout
 from trl_progrpo.cost import PruneSchedule, UnitCost, WorkCount
 from trl_progrpo.flops import unit_flops
 from trl_progrpo.metrics import rank_correlation
-from trl_progrpo.planning import RecordedGroups, candidates, evaluate
+from trl_progrpo.planning import Gain, RecordedGroups, candidates, evaluate
 from trl_progrpo.pruning import ovf
 from trl_progrpo.recording import preview_rewards
 
@@ -196,7 +197,7 @@ def print_correlations(judged: Recorded, guessed: torch.Tensor, both: torch.Tens
     print("| After step | Preview | Latent reward head | Both | Best guess there can be |", "|---" * 5 + "|", sep="\n")
     for step in range(WINDOW):
         found = [rank_correlation(guess[step], judged.rewards) for guess in (judged.previews, guessed, both)]
-        cells = [f"{r.nanmean():.2f} ± {r[~r.isnan()].std() / len(r) ** 0.5:.2f}" for r in found]
+        cells = ["{:.2f} ± {:.2f}".format(*over_groups(correlations)) for correlations in found]
         print(f"| {step} | {' | '.join(cells)} | {best[step]:.2f} |")
 
 
@@ -267,8 +268,8 @@ def _signal(groups: torch.Tensor, kept: Sequence[int]) -> float:
     """Sum of squared deviations of what OVF keeps of each group."""
     total = 0.0
     for rewards, number in zip(groups, kept):
-        chosen = rewards[ovf(rewards[None], min(max(int(number), 2), len(rewards)))[0]]
-        total += (chosen - chosen.mean()).square().sum().item()
+        chosen = ovf(rewards[None], min(max(int(number), 2), len(rewards)))
+        total += Gain.of(rewards[chosen]).signal
     return total
 
 
