@@ -195,3 +195,14 @@ def test_what_pruning_could_gain_at_best(run_script):
     assert gains["finished images only"] <= gains["previews"] <= gains["previews that cost nothing"]
     assert gains["the best guess there can be, for nothing"] < gains["final rewards, known in advance"]
     assert sum(" to " in row[0] for row in rows) == 3
+
+
+def test_what_further_previews_would_be_worth(run_script):
+    printed = run_script("look_ahead.py", "--groups", 3, "--members", 8)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    correlations, gains = ([row for row in rows if row[0].isdigit() and len(row) == cells] for cells in (8, 6))
+    assert [row[:2] for row in correlations] == [[str(n), name] for n in range(4) for name in ("VAE", "small")]
+    found = {(row[0], row[1]): [float(cell.split()[0]) for cell in row[2:]] for row in correlations}
+    # One evaluation after a step is the output of the next: the program's preview after that.
+    assert found["1", "VAE"][:-1] == found["0", "VAE"][1:]
+    assert all(row[3].split()[0] <= row[4].split()[0] <= row[5].split()[0] for row in gains)

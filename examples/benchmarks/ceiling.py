@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--siblings", type=int, default=8, help="of each of them, in as many families")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    trainer = _trainer(args.members)
+    trainer = whole_group_trainer(args.members)
     everything = trainer.train_dataset.shuffle(seed=0)
     judged = record(trainer, everything.select(range(args.groups)), args.members)
     lessons = record(
@@ -93,7 +93,8 @@ def main() -> None:
     print_adaptive(judged.rewards.double())
 
 
-def _trainer(members: int) -> ProGRPOTrainer:
+def whole_group_trainer(members: int) -> ProGRPOTrainer:
+    """Its sampler makes groups of `members` trajectories, noisy in the first steps."""
     with tempfile.TemporaryDirectory() as folder:
         return make_trainer(
             folder,
@@ -223,24 +224,45 @@ def print_gains(trainer: ProGRPOTrainer, judged: Recorded, best: list[float]) ->
 
 
 def print_best(name: str, guesses: Mapping[int, torch.Tensor], rewards: torch.Tensor, unit: UnitCost) -> None:
+    schedule, ratio, error = best_schedule(guesses, rewards, unit)
+    print(f"| {name} | {schedule.in_words()} | {ratio:.2f} ± {error:.2f} |", flush=True)
+
+
+def best_schedule(
+    guesses: Mapping[int, torch.Tensor],
+    rewards: torch.Tensor,
+    unit: UnitCost,
+    saved: float = 0.0,
+    must_prune: bool = False,
+) -> tuple[PruneSchedule, float, float]:
+    """
+    The schedule with the most signal per FLOP, its ratio to that of plain GRPO with 24, and the standard error over groups.
+
+    Args:
+        guesses (`Mapping`): step -> guesses `(P, n)` of the final reward, by which groups can be pruned after it.
+        rewards (`torch.Tensor` of shape `(P, n)`): the final ones.
+        unit ([`UnitCost`]): FLOPs.
+        saved (`float`, *optional*, defaults to 0): FLOPs of a guess that whoever survives it need not spend again.
+        must_prune (`bool`, *optional*, defaults to `False`): look only at schedules with a checkpoint.
+    """
     groups, members = RecordedGroups(0.0, guesses, rewards), rewards.shape[1]
 
     def judge(schedule: PruneSchedule):
         work = WorkCount.of(schedule, trained_steps=WINDOW, num_rewards=1, num_preview_rewards=1)
-        return evaluate(schedule, groups, work.cost(unit).total)
+        return evaluate(schedule, groups, work.cost(unit).total - saved * sum(schedule.prune_sizes))
 
     tried = [
         judge(schedule)
         for kept in KEPT
         if kept < members
         for schedule in candidates(STEPS, kept, members)
-        if set(schedule.prune_steps) <= set(guesses)
+        if set(schedule.prune_steps) <= set(guesses) and (schedule.prune_steps or not must_prune)
     ]
     plain, winner = judge(PruneSchedule.plain(STEPS, min(24, members))), max(tried, key=lambda one: one.score)
     ours, theirs = torch.tensor(winner.per_group), torch.tensor(plain.per_group)
     ratio = ours.mean() / theirs.mean()
     error = (ours - ratio * theirs).std() / theirs.mean() / len(ours) ** 0.5
-    print(f"| {name} | {winner.schedule.in_words()} | {ratio:.2f} ± {error:.2f} |", flush=True)
+    return winner.schedule, ratio.item(), error.item()
 
 
 def print_adaptive(rewards: torch.Tensor) -> None:
