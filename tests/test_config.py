@@ -12,6 +12,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
+from trl_progrpo.data import check_datasets
+from trl_progrpo.inherited import use_one_device
 
 
 DATASET = Dataset.from_dict({"prompt": ["a red circle", "two blue squares", "a green triangle"]})
@@ -19,6 +21,26 @@ DATASET = Dataset.from_dict({"prompt": ["a red circle", "two blue squares", "a g
 
 def reward(prompts, images, **columns):
     return [0.0] * len(prompts)
+
+
+def test_of_several_gpus_one_process_takes_one(tmp_path):
+    """The base class would split every batch over all that it sees."""
+    args = ProGRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    args._n_gpu = 2
+    with pytest.warns(UserWarning, match="2 GPUs are visible, .* `--num_processes 2`"):
+        use_one_device(args)
+    assert args.n_gpu == 1
+    assert args.train_batch_size == args.per_device_train_batch_size
+
+
+def test_of_several_evaluation_sets_the_metric_names_one(no_weights, tmp_path):
+    sets = {"birds": DATASET, "cats": DATASET}
+    kwargs = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "use_cpu": True}
+    args = ProGRPOConfig(output_dir=str(tmp_path), **kwargs)
+    with pytest.raises(ValueError, match=r"`metric_for_best_model` is 'reward', .*as in birds_reward"):
+        ProGRPOTrainer(model="shapes", reward_funcs=reward, args=args, train_dataset=DATASET, eval_dataset=sets)
+    for name in ("cats_reward", "eval_birds_reward"):
+        check_datasets(ProGRPOConfig(output_dir=str(tmp_path), metric_for_best_model=name, **kwargs), None, sets)
 
 
 @pytest.fixture

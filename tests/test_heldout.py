@@ -42,6 +42,12 @@ class TestEvaluationTable:
         assert (row["before"], row["after"]) == (None, 0.5)
         assert evaluation_table([{"step": 1, "loss": 0.0}]) == []
 
+    def test_a_reward_that_came_later_has_no_gain(self):
+        rows = evaluation_table([evaluation(0, 0.5, 0.1), evaluation(4, 0.6, 0.1) | evaluation(4, 0.2, 0.1, "new")])
+        assert [(row["name"], row["before"], row["gain"] is None) for row in rows] == [
+            ("clip", 0.5, False), ("new", None, True),
+        ]  # fmt: skip
+
     def test_several_sets(self):
         history = [evaluation(step, value, 0.1, prefix=f"eval_{name}") for step, value, name in
                    [(0, 0.1, "birds"), (0, 0.2, "cats_2"), (4, 0.3, "birds"), (4, 0.4, "cats_2")]]  # fmt: skip
@@ -96,6 +102,11 @@ class TestHackingWatch:
         if falls:
             assert "measured_only (0.001 ± 0.00058 before training, -0.999 ± 0.00058 at step 1)" in said[0]
             assert "other" not in said[0].split(";")[0]
+
+
+def test_a_reward_that_is_trained_on_need_not_be_watched(make_trainer, redness):
+    with pytest.raises(ValueError, match=r"`eval_reward_funcs` has 'redness', .*leave it out"):
+        make_trainer(eval_reward_funcs=redness)
 
 
 @pytest.mark.parametrize("eval_use_ema", [True, False])

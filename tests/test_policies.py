@@ -103,6 +103,22 @@ class TestFormulas:
         one_step = Schedule.flow(torch.tensor([1000.0]), torch.tensor([1.0, 0.0]))
         assert FlowSDE(0.7).std(one_step, 0) == pytest.approx(0.7)
 
+    @pytest.mark.parametrize("shift", [1.18, 1.32, 1.43, 1.66, 3.0])
+    def test_flow_sde_starts_alike_whatever_rounding_made_of_sigma_one(self, shift):
+        """Shifts of fp32 sigmas end a little above 1 (1.32), below it (1.43), or at it."""
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(10)
+        schedule = Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        assert schedule.sigma(0) == 1
+        assert FlowSDE(0.7).std(schedule, 0) == pytest.approx(0.7, rel=1e-6)
+
+    def test_flow_sde_near_its_pole(self):
+        sigmas = torch.tensor([0.9997, 0.95, 0.5, 0.0])
+        schedule = Schedule.flow(sigmas[:-1] * 1000, sigmas)
+        # Of the formula itself it is 9.
+        assert FlowSDE(0.7).std(schedule, 0) == pytest.approx(0.7, abs=0.01)
+        assert FlowSDE(0.7).std(schedule, 1) == pytest.approx(0.7 * math.sqrt(0.95 / 0.05 * 0.45), rel=1e-6)
+
     @pytest.mark.parametrize(
         ("policy", "level"), [(FlowSDE(), 0.7), (FlowCPS(), 0.7), (DanceSDE(), 0.3), (DDIM(), 1.0)]
     )

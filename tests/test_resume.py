@@ -137,6 +137,39 @@ def test_a_folder_that_is_no_checkpoint_is_refused_in_one_sentence(make_trainer,
     assert "give a `checkpoint-*` folder" in message
 
 
+@pytest.fixture
+def stopped_inside_a_rollout(make_trainer, tmp_path):
+    """An output folder with checkpoints inside and after a rollout."""
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    make_trainer(max_steps=2, steps_per_generation=4, **kwargs).train()
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"noise_level": 0.3}, {"num_inference_steps": 3}, {"num_inference_steps": 8}, {"policy": "flow_cps"},
+     {"sde_window": "fixed", "sde_window_size": 2}, {"guidance_scale": 2.0}],
+    ids=str,
+)  # fmt: skip
+def test_how_a_rollout_was_sampled_cannot_change_while_it_is_trained_on(
+    make_trainer, stopped_inside_a_rollout, tmp_path, change
+):
+    trainer = make_trainer(steps_per_generation=4, output_dir=str(tmp_path / "new"), max_steps=3, **change)
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=rf"`{name}` is .* in the midst of a rollout; use that again"):
+        trainer.train(resume_from_checkpoint=str(stopped_inside_a_rollout / "checkpoint-1"))
+    trainer.train(resume_from_checkpoint=str(stopped_inside_a_rollout / "checkpoint-2"))
+    assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize(("then", "now"), [(0.5, None), (None, 0.5)])
+def test_an_average_neither_begins_nor_ends_in_the_middle(make_trainer, tmp_path, then, now):
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    make_trainer(max_steps=1, ema_decay=then, **kwargs).train()
+    with pytest.raises(ValueError, match=rf"`ema_decay` is {now}, but {then} in the run that saved"):
+        make_trainer(max_steps=2, ema_decay=now, **kwargs).train(resume_from_checkpoint=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"), [({"r": 8}, "other shapes"), ({"target_modules": ["attn.to_q"]}, "other layers")]
 )

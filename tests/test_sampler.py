@@ -347,6 +347,15 @@ class TestCost:
         )
         assert run(sampler).cost.reward_calls == 2 * 3 * (6 + 4)
 
+    def test_decoders_keep_their_precision(self, make_sampler):
+        """The denoiser's mixed precision is not theirs: the decoded image is a reward's only input."""
+        sampler = make_sampler(num_expansions=6, prune_steps=[1], prune_sizes=[4])
+        seen, vae = set(), sampler.family.pipeline.vae
+        vae.decoder.conv_in.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            run(sampler)
+        assert seen == {torch.float32}
+
     def test_a_preview_decoder_replaces_the_vae_in_previews_only(self, make_sampler, make_family):
         from diffusers import AutoencoderTiny
 
@@ -365,6 +374,16 @@ class TestCost:
 
 
 class TestSeeds:
+    def test_a_random_rule_draws_from_no_trajectorys_stream(self, make_sampler, monkeypatch):
+        """Random pruning is what others are compared with: it must know nothing of the noise."""
+        drawn = []
+        for module in ("seeds", "sampler"):
+            spy = lambda *parts: drawn.append(parts) or derive_seed(*parts)
+            monkeypatch.setattr(f"trl_progrpo.{module}.derive_seed", spy)
+        kwargs = {"num_expansions": 6, "prune_steps": [1], "prune_sizes": [4]}
+        run(make_sampler(pruning_rule=PRUNING_RULES.get("random"), **kwargs))
+        assert len(drawn) == len(set(drawn)) > 0
+
     def test_known_values(self):
         # Seeds are part of what makes a run repeatable: a change of these numbers is a change of every run.
         assert derive_seed(0, 1, 2, 3, 4) == derive_seed(0, 1, 2, 3, 4)

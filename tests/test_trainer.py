@@ -655,6 +655,13 @@ torch.save({{n: p.detach() for n, p in trainer.family.denoiser.named_parameters(
         trainer.train()
         assert_equal_weights(adapter_of(trainer), torch.load(tmp_path / "weights.pt"))
 
+    def test_mixed_precision_evaluates_alike_before_and_after_training(self, make_trainer):
+        """accelerate returns outputs in fp32 once a model is prepared, and guidance magnifies rounding."""
+        trainer = make_trainer(bf16=True, guidance_scale=3.0, learning_rate=1e-30, weight_decay=0.0, max_steps=1)
+        before = trainer.generate(["a red circle"], seed=0)
+        trainer.train()
+        assert torch.equal(before, trainer.generate(["a red circle"], seed=0))
+
     def test_a_lora_config_can_be_used_again(self, make_trainer):
         config = LoraConfig(r=2, lora_alpha=4)
         make_trainer(peft_config=config)
@@ -814,6 +821,20 @@ class TestSkippedRewards:
                 trainer.train()
             changed = any(not torch.equal(before[name], value) for name, value in adapter_of(trainer).items())
             assert changed == moves
+
+    @pytest.mark.parametrize("loss_type", ["grpo", "grpo_guard"])
+    def test_the_kl_weighs_beta_whatever_the_loss(self, make_trainer, loss_type):
+        """GRPO-Guard divides the policy loss by the step size, and not the penalty."""
+        trainer = make_trainer(
+            reward_funcs=lambda prompts, images, **columns: [0.0] * len(prompts), max_steps=1, beta=0.5, loss_type=loss_type,
+            learning_rate=1e-8,
+        )  # fmt: skip
+        move_adapter(trainer)
+        trainer.train()
+        [kl], [loss] = history(trainer, "kl"), history(trainer, "loss")
+        assert kl > 0
+        # Trainer logs four decimals of a loss that small less exactly than the KL.
+        assert loss == pytest.approx(0.5 * kl, rel=1e-3)
 
     def test_evaluation_counts_them(self, make_trainer):
         prompts = Dataset.from_dict({"prompt": ["a", "b", "c"]})

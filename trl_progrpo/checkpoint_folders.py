@@ -37,6 +37,13 @@ ORDER = (
 )  # fmt: skip
 """Settings that fix which prompts and which noise a step has; in the middle of a run they cannot change."""
 
+SAMPLING = (
+    "policy", "noise_level", "eta", "num_inference_steps", "guidance_scale", "negative_prompt", "sde_window", "sde_window_size",
+    "sde_window_start", "sde_window_interval", "train_timestep_fraction", "log_prob_reduction", "height", "width",
+    "max_sequence_length",
+)  # fmt: skip
+"""Settings that a rollout was sampled with; while it is being trained on they cannot change."""
+
 _ROLLOUT = re.compile(r"rollout_\d+\.safetensors")
 
 
@@ -186,6 +193,20 @@ def _check_order(folder: str, args: ProGRPOConfig) -> None:
                 f"`{name}` is {now}, but {then} in the run that saved {folder!r}; use that again, for it fixes which prompts "
                 "a step has."
             )
+    if any(_ROLLOUT.fullmatch(name) for name in os.listdir(folder)):
+        for name in SAMPLING:
+            then, now = saved.get(name), getattr(args, name)
+            if name in saved and then != now:
+                raise ValueError(
+                    f"`{name}` is {now}, but {then} in the run that saved {folder!r} in the midst of a rollout; use that again, "
+                    "or resume from a checkpoint between two rollouts, which has no rollout_*.safetensors."
+                )
+    then, now = saved.get("ema_decay"), args.ema_decay
+    if (then is None) != (now is None):
+        raise ValueError(
+            f"`ema_decay` is {now}, but {then} in the run that saved {folder!r}; an average is kept from the first update on or "
+            "not at all."
+        )
 
 
 def _check_sharding(folder: str, args: ProGRPOConfig) -> None:

@@ -86,6 +86,9 @@ def _prefix(key: str) -> str | None:
 def _row(
     prefix: str, key: str, before: Mapping[str, Any] | None, last: Mapping[str, Any], trained: set[str] | None
 ) -> dict[str, Any]:
+    if before is not None and key not in before:
+        # A reward that was added when the run was resumed.
+        before = None
     error_key = key.removesuffix("mean") + "stderr"
     dataset = prefix.removeprefix("eval").strip("_")
     reward = key.removeprefix(f"{prefix}_rewards/").removesuffix("/mean")

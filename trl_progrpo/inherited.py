@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
@@ -97,6 +98,23 @@ def check_choices(args: TrainingArguments) -> None:
     if backend is not None and backend not in torch.compiler.list_backends(None):
         known = ", ".join(torch.compiler.list_backends())
         raise ValueError(f"`torch_compile_backend` is {backend!r}; use one of {known}, or leave it unset.")
+
+
+def use_one_device(args: TrainingArguments) -> None:
+    """
+    Keeps the base class from splitting batches over all GPUs that one process sees (`nn.DataParallel`), which would update by
+    calls of other sizes than those that sampled, with a warning that says how to use them.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): after its own initialisation.
+    """
+    if args.n_gpu > 1:
+        warnings.warn(
+            f"{args.n_gpu} GPUs are visible, and this process uses the first one only; start `trl-progrpo train` with "
+            f"`--num_processes {args.n_gpu}`, or a script of your own with `accelerate launch`, to use all of them.",
+            stacklevel=2,
+        )
+        args._n_gpu = 1
 
 
 def watches_a_metric(args: TrainingArguments) -> bool:

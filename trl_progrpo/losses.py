@@ -40,8 +40,8 @@ def guard_log_ratio(
     centres it; the product with `std` evens out the steps. What remains is linear in the change of the mean: the mean
     (or sum) over latent dimensions of `(x' - mean_old) (mean - mean_old) / std`.
 
-    The paper also divides the loss by `|dt|` (`schedule.sigma(i) - schedule.sigma(i + 1)`); that is a weight of the step
-    and the caller's.
+    The paper also divides the policy loss, but not the KL penalty beside it, by `|dt|` (`schedule.sigma(i) -
+    schedule.sigma(i + 1)`); that is the caller's.
 
     Deviation: the correction is made per sample. The authors' code reduces it to one number for the whole batch.
 

@@ -14,7 +14,7 @@ import torch
 
 from ._trl import BaseConfig
 from .geometry import PLACEMENTS, Geometry
-from .inherited import check_choices, check_dicts, check_numbers, watches_a_metric
+from .inherited import check_choices, check_dicts, check_numbers, use_one_device, watches_a_metric
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
 from .rewards import ON_REWARD_ERROR
@@ -168,7 +168,7 @@ class ProGRPOConfig(BaseConfig):
             papers' "global std"), or `"none"`.
         loss_type (`str`, *optional*, defaults to `"grpo"`):
             `"grpo"`, the clipped surrogate, or `"grpo_guard"`, with the ratio normalisation of GRPO-Guard (arXiv
-            2510.22319): centred ratios of equal spread at every step, and a loss divided by the step size. Its clip
+            2510.22319): centred ratios of equal spread at every step, and a policy loss divided by the step size. Its clip
             widths are of the order of 1e-6.
         step_weighting (`float`, *optional*, defaults to `0.0`):
             Loss weights of the denoising steps proportional to `std ** step_weighting`. 0 is the papers' loss; 1 or 2
@@ -426,6 +426,7 @@ class ProGRPOConfig(BaseConfig):
         compile_options = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
         super().__post_init__()
+        use_one_device(self)
         self.torch_compile = any(compile_options)
         self.torch_compile_backend = compile_options[1] or ("inductor" if self.torch_compile else None)
         self.torch_compile_mode = compile_options[2]
@@ -671,6 +672,7 @@ class ProGRPOConfig(BaseConfig):
             ("neftune_noise_alpha", None, "a denoiser has no token embeddings"),
             ("label_smoothing_factor", 0.0, "there are no labels"),
             ("use_liger_kernel", False, "Liger has no kernels for diffusion models"),
+            ("ignore_data_skip", False, "a resumed run goes on with the prompts that would have come next"),
             ("auto_find_batch_size", False, "the batch size fixes how many prompts a rollout has"),
             ("enable_jit_checkpoint", False, "SIGTERM saves a checkpoint by itself, and not in the midst of a step"),
         ):

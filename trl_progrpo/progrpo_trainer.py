@@ -207,7 +207,7 @@ class ProGRPOTrainer(ShardingTrainer):
             "max_retries": args.reward_max_retries,
         }
         self.reward_runner = RewardRunner(reward_funcs, args.reward_weights, **faults)
-        self.eval_reward_runner = RewardRunner(eval_reward_funcs, **faults) if eval_reward_funcs else None
+        self.eval_reward_runner = self._make_eval_runner(eval_reward_funcs, **faults)
         self.preview_reward_runner = self._make_preview_runner(
             args, preview_reward_funcs, self.reward_runner, **faults
         )
@@ -339,6 +339,18 @@ class ProGRPOTrainer(ShardingTrainer):
                 "functions that score previews, or leave it unset."
             )
         return reward_runner
+
+    def _make_eval_runner(self, eval_reward_funcs, **faults) -> RewardRunner | None:
+        if not eval_reward_funcs:
+            return None
+        runner = RewardRunner(eval_reward_funcs, **faults)
+        twice = sorted(set(runner.names) & set(self.reward_runner.names))
+        if twice:
+            raise ValueError(
+                f"`eval_reward_funcs` has {twice[0]!r}, the name of one of `reward_funcs`, which evaluation scores anyway; "
+                "leave it out, or give a function of your own another `__name__`."
+            )
+        return runner
 
     @staticmethod
     def _make_policy(args, family):
@@ -593,11 +605,7 @@ class ProGRPOTrainer(ShardingTrainer):
 
     def _step_weights(self, rows: Rollout) -> list[float]:
         stds = [self.sampler.policy.std(rows.schedule, i) for i in rows.step_indices]
-        weights = step_weights(stds, self.args.step_weighting).tolist()
-        if self.args.loss_type == "grpo_guard":
-            steps = [rows.schedule.sigma(i) - rows.schedule.sigma(i + 1) for i in rows.step_indices]
-            weights = [weight / step for weight, step in zip(weights, steps)]
-        return weights
+        return step_weights(stds, self.args.step_weighting).tolist()
 
     def _step_loss(self, model, batch: MicroBatch, s: int) -> torch.Tensor:
         """What the rows add to the mean loss of the update at the `s`-th trained step."""
@@ -610,6 +618,9 @@ class ProGRPOTrainer(ShardingTrainer):
         ratio = self._log_ratio(transition, log_prob, old_log_prob, rows, s)
         advantages = rows.advantages.to(device)
         loss, metrics = policy_loss(ratio, advantages.nan_to_num(), args.epsilon, args.epsilon_high, batch.num_rows)
+        if args.loss_type == "grpo_guard":
+            i = rows.step_indices[s]
+            loss = loss / (rows.schedule.sigma(i) - rows.schedule.sigma(i + 1))
         if args.beta > 0:
             kl = transition.kl(self._reference_transition(rows, s))
             loss = loss + args.beta * kl

@@ -15,7 +15,7 @@ from .out_of_memory import CallSize
 from .overlap import Job, Wave, run_waves, scoring_job
 from .policies import Policy
 from .pruning import ovf
-from .seeds import INITIAL_NOISE, derive_seed, row_noise
+from .seeds import INITIAL_NOISE, PRUNING, derive_seed, row_noise
 from .spread import Spread
 from .timing import PhaseTimer
 from .types import Conditioning, PruneRecord, Rollout, SamplingCost, Schedule, pinned_like, to_device, to_host
@@ -454,7 +454,7 @@ class ExpandPruneSampler:
         grouped = torch.where(grouped.isnan(), grouped.nanmean(1, keepdim=True).nan_to_num(), grouped)
         kept = torch.zeros_like(grouped, dtype=torch.bool)
         for group, prompt, mask in zip(grouped, prompt_index.unique().tolist(), kept):
-            seed = derive_seed(self.seed, given.rollout_index, given.slots[prompt], 0, step_index)
+            seed = derive_seed(self.seed, given.rollout_index, given.slots[prompt], PRUNING, step_index)
             [indices] = self.pruning_rule(group[None], size, generator=torch.Generator().manual_seed(seed))
             mask[indices] = True
         goes_on = torch.zeros_like(alive)
@@ -478,7 +478,8 @@ class ExpandPruneSampler:
 
     def _decode(self, latents, decode, phase, calls: CallSize) -> torch.Tensor:
         images = []
-        with self.timer(phase):
+        # Decoders have a precision of their own, which the denoiser's mixed precision is not to lower.
+        with self.timer(phase), torch.autocast(self.family.device.type, enabled=False):
             for batch, decoded in calls.each(len(latents), lambda batch: decode(latents[batch])):
                 images.append(decoded)
                 self.on_progress(phase, batch.stop, len(latents))

@@ -13,6 +13,9 @@ import torch
 INITIAL_NOISE = -1
 """The `step` under which a trajectory's initial latents are drawn."""
 
+PRUNING = -1
+"""The `member` under which a pruning rule draws: that of no trajectory."""
+
 
 def derive_seed(*parts: int) -> int:
     """

@@ -80,8 +80,10 @@ class Schedule:
 
     @classmethod
     def flow(cls, timesteps: torch.Tensor, sigmas: torch.Tensor) -> Schedule:
-        """Rectified flow: `alpha = 1 - sigma`; `sigmas` of shape `(T + 1,)` fall from at most 1 to 0."""
+        """Rectified flow: `alpha = 1 - sigma`; `sigmas` of shape `(T + 1,)` fall from at most 1, but for rounding, to 0."""
         sigmas = sigmas.detach().to("cpu", torch.float64)
+        # Shifted in fp32, a 1 may come out as 1.0000001.
+        sigmas = torch.where((sigmas - 1).abs() < 1e-6, 1.0, sigmas)
         return cls(timesteps, 1.0 - sigmas, sigmas, "flow")
 
     @property

@@ -5,7 +5,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from pipelines_qwen import PROMPTS, difference, draw_noise, make_sana, sample, sana_scheduler
 
 from trl_progrpo.families import SanaFamily, family_class
-from trl_progrpo.policies import DDIM
+from trl_progrpo.policies import DDIM, FlowSDE
 from trl_progrpo.testing import check_family
 
 
@@ -55,6 +55,20 @@ def test_first_order_approaches_the_checkpoints_own_sampler():
     pipeline.scheduler = SanaFamily(make_sana(), **SIZE).pipeline.scheduler
     errors = [difference(sample(family, noise, steps=steps), expected) for steps in (2, 8, 32)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+@pytest.mark.parametrize("steps", [4, 10, 20])
+def test_noise_leaves_the_latents_their_size(steps):
+    """Its noise levels begin a little below 1, next to the pole of Flow-GRPO's SDE."""
+    schedule, policy = SanaFamily(make_sana(), **SIZE).make_schedule(steps), FlowSDE(0.7)
+    assert 0.999 < schedule.sigma(0) < 1
+    # Exactly, for data with variance 1: the velocity is (2 s - 1) / (s^2 + (1 - s)^2) x.
+    variance = 1.0
+    for i in range(steps - 1):
+        s, c = schedule.sigma(i), policy.coefficients(schedule, i)
+        variance *= (c.x + c.m * (2 * s - 1) / (s**2 + (1 - s) ** 2)) ** 2
+        variance += c.std**2
+        assert variance < 1.5
 
 
 def test_flow_match_euler_is_left_as_it_is():

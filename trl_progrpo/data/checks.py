@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..inherited import watches_a_metric
 from .order import check_size
 from .prompts import as_prompts, check_prompts, check_stream_options, check_variety, is_stream
 
@@ -35,7 +36,8 @@ def check_datasets(
 
     Raises:
         ValueError: as [`ProGRPOConfig.geometry`], [`check_prompts`], [`check_size`], [`check_variety`] and
-            [`check_stream_options`]; or if evaluations are wanted and there is nothing to evaluate on.
+            [`check_stream_options`]; if the metric that decides is of no evaluation set; or if evaluations are wanted and
+            there is nothing to evaluate on.
     """
     if train_dataset is not None:
         num_prompts = args.geometry(processes).num_prompts
@@ -49,6 +51,13 @@ def check_datasets(
         if dataset is not None:
             named = f"eval_dataset[{name!r}]" if name else "eval_dataset"
             check_prompts(dataset, args.prompt_column, named, streams=False)
+    best = args.metric_for_best_model
+    if isinstance(eval_dataset, dict) and watches_a_metric(args):
+        if not best.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_dataset)):
+            raise ValueError(
+                f"`metric_for_best_model` is {best!r}, which none of several evaluation sets has; put the name of one before "
+                f"it, as in {next(iter(eval_dataset))}_reward."
+            )
     wanted = getattr(args.eval_strategy, "value", args.eval_strategy)
     if eval_dataset is None and wanted != "no":
         raise ValueError(

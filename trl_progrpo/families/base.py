@@ -201,16 +201,18 @@ class Family(ABC):
         self, denoiser: torch.nn.Module, latents: torch.Tensor, timestep: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """
-        The model output `(B, *latent_shape)` for latents of any dtype, guidance included.
+        The model output `(B, *latent_shape)` for latents of any dtype, guidance included; at least fp32.
 
-        With guidance both sides go through the network in ONE call, in rollout and update alike: the batch layout
-        changes low-order bits, and the ratio of the first update is to be 1.
+        Guidance magnifies the rounding of half precision, so outputs are combined in fp32, as those are that accelerate's
+        mixed precision returns. Both sides go through the network in ONE call, in rollout and update alike: the batch
+        layout changes low-order bits, and the ratio of the first update is to be 1.
         """
         latents = latents.to(self.dtype)
         if not self.do_classifier_free_guidance:
-            return self.denoise(denoiser, latents, timestep, conditioning.positive)
+            return _full(self.denoise(denoiser, latents, timestep, conditioning.positive))
         both = {name: torch.cat([conditioning.negative[name], t]) for name, t in conditioning.positive.items()}
-        unconditional, conditional = self.denoise(denoiser, torch.cat([latents, latents]), timestep, both).chunk(2)
+        outputs = self.denoise(denoiser, torch.cat([latents, latents]), timestep, both)
+        unconditional, conditional = _full(outputs).chunk(2)
         return self.combine_guidance(unconditional, conditional)
 
     def combine_guidance(self, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
@@ -251,6 +253,10 @@ class Family(ABC):
     def pipeline_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """What `pipeline(..., output_type="latent")` gives when its last latents are `latents` `(B, *latent_shape)`."""
         return latents
+
+
+def _full(output: torch.Tensor) -> torch.Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def stack_conditionings(
