@@ -102,6 +102,8 @@ CONFIGURATIONS = [
     ({"model_init_kwargs": "{variant: fp16}"}, ("`model_init_kwargs` is '{variant: fp16}'", "no JSON", "give it as")),
     ({"remove_unused_columns": True}, ("`remove_unused_columns` is True", "use False")),
     ({"label_smoothing_factor": 0.1}, ("`label_smoothing_factor` is 0.1", "use 0.0")),
+    ({"save_strategy": "best"}, ("`save_strategy` is best", "`eval_strategy` is no", "use steps or epoch")),
+    ({"load_best_model_at_end": True}, ("`load_best_model_at_end` is True", "`eval_strategy` is no", "use steps or epoch")),
     ({"ignore_data_skip": True}, ("`ignore_data_skip` is True", "use False")),
     ({"neftune_noise_alpha": 5.0}, ("`neftune_noise_alpha` is 5.0", "use None")),
     ({"use_liger_kernel": True}, ("`use_liger_kernel` is True", "use False")),

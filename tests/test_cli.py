@@ -157,6 +157,19 @@ class TestTrainArguments:
         assert config.prune_steps == [5, 7]
         assert config.seed == 4
 
+    @pytest.mark.parametrize(
+        ("key", "value", "wanted"),
+        [
+            ("prune_steps", "5 7", "give a value of type int, or a list of ints such as [5, 7]."),
+            ("reward_weights", "1 2", "give a value of type float, or a list of floats such as [0.5, 1.0]."),
+            ("max_steps", "5 7", "give a value of type int."),
+        ],
+    )
+    def test_a_list_that_is_a_text(self, parse, key, value, wanted):
+        with pytest.raises(CommandError) as error:
+            parse(**{key: value})
+        assert str(error.value) == f"`{key}` is {value!r} in file.yaml; {wanted}"
+
     def test_the_demo_is_valid(self, tmp_path):
         from trl_progrpo.cli.arguments import TrainParser
         from trl_progrpo.cli.train import read_config
@@ -242,6 +255,25 @@ class TestUserErrors:
             raise ValueError("theirs")
         with pytest.raises(CommandError, match="theirs, in one line"), user_errors():
             raise ValueError("theirs,\nin one line")
+
+
+def test_our_warnings_are_one_line_without_a_file():
+    """Also where `stacklevel` puts them into a file of another package; those of others stay as they are."""
+    code = """if True:
+        import warnings
+        from trl_progrpo.cli.base import short_warnings
+        ours = {"__name__": "trl_progrpo.config"}
+        exec("import warnings\\ndef check(): warnings.warn('`a` is 1,\\\\nso `b` is idle.', stacklevel=2)", ours)
+        with short_warnings():
+            ours["check"]()
+            warnings.warn("of another")
+        ours["check"]()
+    """
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, timeout=60)
+    ours, other, _, later, *_ = [*done.stderr.splitlines(), ""]
+    assert ours == "warning: `a` is 1, so `b` is idle."
+    assert other.endswith("UserWarning: of another")
+    assert "UserWarning: `a` is 1" in done.stderr.split("of another")[1], later
 
 
 class FakeTrainer:

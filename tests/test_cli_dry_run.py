@@ -133,6 +133,13 @@ class TestOutput:
         # Three rollouts of one prompt on each of two processes.
         assert said["rollouts"] == "3, 0.75 passes over the prompts"
 
+    def test_what_is_one_is_not_many(self, tmp_path, capsys):
+        argv = [*SHAPES, *BATCH, "--gradient_accumulation_steps", "1", "--max_steps", "1", "--prune_schedule", "auto"]
+        argv += ["--num_expansions", "8", "--prune_schedule_groups", "2", "--num_processes", "2"]
+        said, _, _ = printed(capsys, *argv, "--output_dir", str(tmp_path / "out"))
+        assert said["update".ljust(22)].endswith("rows, 1 optimiser step")
+        assert said["each choice".ljust(22)].startswith("1 group of 8: ")
+
     def test_a_stream(self, tmp_path, capsys):
         argv = [*SHAPES, *BATCH, "--dataset_streaming", "--max_steps", "3", "--output_dir", str(tmp_path / "out")]
         said, _, _ = printed(capsys, *argv)

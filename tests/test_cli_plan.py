@@ -170,6 +170,23 @@ def calibrated(plan, file):
     return replace(plan, calibration=calibration)
 
 
+def test_the_page_says_which_schedule_it_is_about(tmp_path):
+    """The verdict is one of the configured run, and the proposal comes after it."""
+    plan, file = calibrated(make_plan(), tmp_path / "run.yaml"), io.StringIO()
+    print_plan(plan, Console(file=file, width=120, highlight=False))
+    text = " ".join(file.getvalue().split())
+    configured = f"As configured (48 → 24 → 12): {plan.verdict} Here it is "
+    assert configured in text
+    assert text.index(configured) < text.index("Proposed: ")
+
+
+def test_what_is_one_is_not_many(capsys, tmp_path):
+    flags = ["--config", str(DEMO), "--no_time", "--output_dir", str(tmp_path), "--per_device_train_batch_size", "12"]
+    facts = planned(capsys, *flags, "--steps_per_generation", "1", "--gradient_accumulation_steps", "1")["facts"]
+    assert facts["rollout"].startswith("1 prompt, 10 steps, ")
+    assert facts["rollout"].endswith("; 1 update")
+
+
 def test_the_page_of_a_proposal_fits(tmp_path):
     plan = calibrated(make_plan(), tmp_path / "run.yaml")
     for width in (80, 120):

@@ -149,6 +149,13 @@ class TestMistakes:
         assert_one_sentence(capsys, "`--output`", "cannot be written", "choose a file")
 
 
+def test_a_negative_prompt_without_guidance_is_warned_of(tmp_path):
+    with pytest.warns(
+        UserWarning, match="`--negative_prompt` is set, but `--guidance_scale` is 1.*; raise --guidance"
+    ):
+        assert main([*SHAPES, "--negative_prompt", "ugly", "--output", str(tmp_path / "grid.png")]) == 0
+
+
 def test_a_negative_prompt_goes_only_where_one_is_taken(tmp_path, capsys, monkeypatch):
     argv = [*SHAPES, "--negative_prompt", "a blue square", "--output", str(tmp_path / "grid.png")]
     assert main([*argv, "--guidance_scale", "3"]) == 0

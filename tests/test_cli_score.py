@@ -165,6 +165,11 @@ class TestModels:
         assert main([*again, "--output", str(tmp_path / "again.jsonl")]) == 0
         assert [r["rewards"] for r in records(tmp_path / "again.jsonl")] == [r["rewards"] for r in written]
 
+    def test_one_image_is_not_many(self, capsys, shapes_adapter):  # noqa: F811
+        argv = ["score", "--reward", "shapes", *MODEL, "--adapter", shapes_adapter, "--prompts", "a red circle"]
+        assert main(argv) == 0
+        assert "over 1 image" in capsys.readouterr().out.replace("images", "")
+
     def test_given_prompts(self, capsys):
         assert main(["score", "--reward_funcs", "shapes", *MODEL, "--prompts", "a red circle", "a blue square"]) == 0
         assert "over 2 images" in capsys.readouterr().out
@@ -241,6 +246,32 @@ class TestMistakes:
         argv = ["score", "--reward", "test_cli_score:wanted", str(pictures), "--prompt", "a"]
         assert main(argv) == 2
         assert_one_sentence(capsys, "wanted", "target")
+
+    @pytest.mark.parametrize("reward", ["pickscore", "geneval"])
+    def test_a_built_in_reward_speaks_for_itself(self, reward, pictures, capsys, monkeypatch):
+        """It is not the user's to mend."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        assert main(["score", "--reward", reward, str(pictures / "a.png"), "--prompt", "a red fox"]) == 2
+        told = {"pickscore": "cannot load '", "geneval": "needs the dataset column `include`"}[reward]
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"trl-progrpo score: error: reward `{reward}` {told}")
+        assert "raised" not in err
+
+    def test_a_reward_that_cannot_be_had_is_told_before_anything_is_drawn(self, capsys, monkeypatch):
+        def draw(*args):
+            raise AssertionError
+
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("trl_progrpo.cli.score.base_and_adapter", draw)
+        assert main(["score", "--reward", "pickscore", *MODEL, "--prompts", "a red circle"]) == 2
+        assert_one_sentence(capsys, "error: reward `pickscore` cannot load")
+
+    @pytest.mark.parametrize("name", ["o.json", "o.JSONL", "o"])
+    def test_an_output_of_lines_of_json(self, name, pictures, tmp_path, capsys):
+        argv = ["--reward", "test_cli_score:redness", str(pictures / "a.png"), "--prompt", "red"]
+        assert main(["score", *argv, "--output", str(tmp_path / name)]) == 0
+        assert len(records(tmp_path / name)) == 1
 
     def test_no_reward(self, pictures, capsys):
         assert main(["score", str(pictures), "--prompt", "a"]) == 2

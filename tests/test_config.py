@@ -33,6 +33,25 @@ def test_of_several_gpus_one_process_takes_one(tmp_path):
     assert args.train_batch_size == args.per_device_train_batch_size
 
 
+@pytest.mark.parametrize(
+    ("change", "needs"),
+    [({"sde_window_start": 3}, "sde_window"), ({"sde_window": "fixed", "sde_window_interval": 3}, "sliding"),
+     ({"ema_update_interval": 3}, "ema_decay"), ({"eval_use_ema": False}, "ema_decay"),
+     ({"preview_downscale": 2}, "prune_steps"), ({"pruning_rule": "top_k"}, "num_expansions"),
+     ({"prune_schedule_interval": 3}, "prune_schedule")],
+)  # fmt: skip
+def test_what_does_nothing_is_told(tmp_path, recwarn, change, needs):
+    ProGRPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=rf"`{list(change)[-1]}` is .*, which does nothing without .*{needs}"):
+        ProGRPOConfig(output_dir=str(tmp_path), use_cpu=True, **change)
+
+
+def test_gradient_checkpointing_is_no_deprecated_name(tmp_path, recwarn):
+    assert ProGRPOConfig(output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=True).gradient_checkpointing
+    assert not recwarn
+
+
 def test_of_several_evaluation_sets_the_metric_names_one(no_weights, tmp_path):
     sets = {"birds": DATASET, "cats": DATASET}
     kwargs = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "use_cpu": True}

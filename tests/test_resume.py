@@ -99,6 +99,30 @@ def test_true_resumes_from_the_newest_checkpoint(make_trainer, tmp_path):
     assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [1, 2, 3]
 
 
+def test_weights_of_another_kind_are_refused(make_trainer, tmp_path):
+    kwargs = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-4}
+    for name, peft in (("adapter", {}), ("whole", {"peft_config": None})):
+        make_trainer(output_dir=str(tmp_path / name), **peft, **kwargs).train()
+    kwargs["max_steps"] = 2
+    with pytest.raises(
+        ValueError, match="trained a LoRA adapter, and this one is to train all weights; use LoRA again"
+    ):
+        make_trainer(output_dir=str(tmp_path / "adapter"), peft_config=None, **kwargs).train(
+            resume_from_checkpoint=True
+        )
+    with pytest.raises(ValueError, match="trained all weights, and this one is to train a LoRA adapter; train all"):
+        make_trainer(output_dir=str(tmp_path / "whole"), **kwargs).train(resume_from_checkpoint=True)
+
+
+def test_a_run_that_is_over_says_so(make_trainer, tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    make_trainer(max_steps=2, **kwargs).train()
+    with pytest.raises(ValueError, match=r"`max_steps` is 1, but .* is of step 2; raise it"):
+        make_trainer(max_steps=1, **kwargs).train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match="is of the last step, 2: nothing is left to train; raise `max_steps`"):
+        make_trainer(max_steps=2, **kwargs).train(resume_from_checkpoint=True)
+
+
 def test_a_path_object_is_a_path(make_trainer, tmp_path):
     with pytest.raises(ValueError, match=r"`resume_from_checkpoint` is .*nowhere'.* is no checkpoint folder"):
         make_trainer().train(resume_from_checkpoint=tmp_path / "nowhere")
@@ -171,7 +195,13 @@ def test_an_average_neither_begins_nor_ends_in_the_middle(make_trainer, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"r": 8}, "other shapes"), ({"target_modules": ["attn.to_q"]}, "other layers")]
+    ("change", "message"),
+    [
+        ({"r": 8}, "`r` of the LoRA config is 8, but 4 in"),
+        ({"lora_alpha": 3}, "`lora_alpha` .* is 3, but 8 in"),
+        ({"use_rslora": True}, "`use_rslora` .* is True, but False in"),
+        ({"target_modules": ["attn.to_q"]}, "other layers"),
+    ],
 )
 def test_a_checkpoint_of_another_adapter_is_refused(make_trainer, tmp_path, change, message):
     from peft import LoraConfig

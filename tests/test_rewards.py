@@ -170,7 +170,7 @@ class TestNamesAndWeights:
             resolve_reward("shape")
 
     def test_something_that_cannot_be_called(self):
-        with pytest.raises(ValueError, match="`reward_funcs` holds 3, a int; give a function"):
+        with pytest.raises(ValueError, match="`reward_funcs` holds 3, an int; give a function"):
             RewardRunner([3])
         with pytest.raises(ValueError, match="a str; give a function"):
             resolve_reward("string:digits")
@@ -237,6 +237,40 @@ class TestCoroutines:
         ) as e:
             RewardRunner(function)(PROMPTS, IMAGES)
         assert isinstance(e.value.__cause__, KeyError)
+
+
+class TestBuiltIns:
+    """What a built-in reward says when it refuses is a sentence with its own cure."""
+
+    @pytest.mark.parametrize("timeout", [None, 30.0])
+    def test_speak_for_themselves(self, timeout):
+        with pytest.raises(RewardError, match=r"^reward `geneval` needs the dataset column `include`") as error:
+            RewardRunner("geneval", timeout=timeout)(PROMPTS, IMAGES)
+        assert (error.value.kind, error.value.divisible) == ("exception", True)
+        assert type(error.value.__cause__) is ValueError
+
+    def test_are_named_where_the_sentence_does_not(self):
+        def mine(prompts, images, **columns):
+            return REWARDS.get("geneval")(prompts=prompts, images=images, **columns)
+
+        with pytest.raises(RewardError, match=r"^reward `mine`: reward `geneval` needs the dataset column"):
+            RewardRunner(mine)(PROMPTS, IMAGES)
+
+    def test_a_defect_is_told_as_any_other(self, monkeypatch):
+        """A `ValueError` that NumPy, a network or the user's function raises is no sentence of ours."""
+
+        def theirs(prompts, images, **columns):
+            return [float("x")]
+
+        def raising(prompts, images, **columns):
+            raise ValueError("no such colour")
+
+        with pytest.raises(RewardError, match=r"reward function `theirs` raised ValueError: could not convert"):
+            RewardRunner(theirs)(PROMPTS, IMAGES)
+        with pytest.raises(
+            RewardError, match=r"`raising` raised ValueError: no such colour .* while scoring 1 image; "
+        ):
+            RewardRunner(raising)(PROMPTS[:1], IMAGES[:1])
 
 
 class TestFaults:

@@ -836,6 +836,18 @@ class TestSkippedRewards:
         # Trainer logs four decimals of a loss that small less exactly than the KL.
         assert loss == pytest.approx(0.5 * kl, rel=1e-3)
 
+    def test_when_nothing_has_a_reward_it_says_so(self, make_trainer):
+        def silent(prompts, images, **columns):
+            return [None] * len(prompts)
+
+        trainer = make_trainer(
+            reward_funcs=silent, max_steps=1, eval_dataset=Dataset.from_dict({"prompt": ["a", "b"]})
+        )
+        with pytest.warns(UserWarning, match="`silent` has given no number for any of 2 held-out images"):
+            trainer.evaluate()
+        with pytest.warns(UserWarning, match="no image of a rollout has a reward"):
+            trainer.train()
+
     def test_evaluation_counts_them(self, make_trainer):
         prompts = Dataset.from_dict({"prompt": ["a", "b", "c"]})
         trainer = make_trainer(reward_funcs=self.losing((1, 0)), on_reward_error="skip", eval_dataset=prompts)

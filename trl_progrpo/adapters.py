@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .families.base import Family
@@ -21,6 +24,10 @@ from .sharding import like, local_tensors, reshard, whole_state
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 RAW_ADAPTER_FILE = "pytorch_lora_weights_raw.safetensors"
 """The weights the optimiser works on, beside their moving average in `ADAPTER_FILE`, when there is one."""
+
+
+_MEANING = ("r", "lora_alpha", "use_rslora", "use_dora")
+"""What the same weights depend on for what they do."""
 
 
 def default_lora_config(family: Family) -> LoraConfig:
@@ -125,15 +132,34 @@ def base_of(metadata: Mapping[str, Any] | None, denoiser_name: str) -> str | Non
     return name if isinstance(name, str) else None
 
 
+def check_adapter(family: Family, path: str) -> None:
+    """
+    Args:
+        family ([`~families.Family`]): with an adapter on its denoiser.
+        path (`str`): of a file written by [`save_adapter`].
+
+    Raises:
+        ValueError: if the file is missing, or its weights mean something else under this adapter's config.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no adapter at {path!r}; give a folder that this trainer wrote.")
+    with safe_open(path, framework="pt") as file:
+        saved = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    config = family.denoiser.peft_config["default"]
+    for name in _MEANING:
+        then, now = saved.get(f"{family.denoiser_name}.{name}"), getattr(config, name)
+        if then is not None and then != now:
+            raise ValueError(f"`{name}` of the LoRA config is {now}, but {then} in {path!r}; use that again.")
+
+
 def load_adapter(family: Family, path: str) -> None:
     """
     Reads a file written by [`save_adapter`] into the adapter that is already on the denoiser, bit for bit.
 
     Raises:
-        ValueError: if the file is missing or fits another adapter.
+        ValueError: as [`check_adapter`], or if the file has other layers.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no adapter at {path!r}; give a folder that this trainer wrote.")
+    check_adapter(family, path)
     prefix = f"{family.denoiser_name}."
     reshard(family.denoiser)
     state = {name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}

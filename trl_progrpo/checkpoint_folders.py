@@ -140,8 +140,9 @@ def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
         args ([`ProGRPOConfig`]): of the run that is to go on.
 
     Raises:
-        ValueError: if `folder` is no checkpoint, is damaged, or belongs to a run of other processes or order of prompts;
-            names the newest checkpoint beside it that is whole.
+        ValueError: if `folder` is no checkpoint, is damaged (then it names the newest beside it that is whole), is beyond
+            `max_steps`, or belongs to a run of other processes or order of prompts, or in the midst of a rollout of other
+            settings.
     """
     if not any(os.path.isfile(os.path.join(folder, name)) for name in (STATE_FILE, MANIFEST)):
         raise ValueError(
@@ -162,6 +163,7 @@ def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
         )
     _check_order(folder, args)
     _check_sharding(folder, args)
+    _check_step(folder, args)
     if lost:
         warnings.warn(
             f"{folder!r} lacks the rollout it was saved in, as those on the Hub do: it is sampled again, with the weights as "
@@ -206,6 +208,19 @@ def _check_order(folder: str, args: ProGRPOConfig) -> None:
         raise ValueError(
             f"`ema_decay` is {now}, but {then} in the run that saved {folder!r}; an average is kept from the first update on or "
             "not at all."
+        )
+
+
+def _check_step(folder: str, args: ProGRPOConfig) -> None:
+    step = json.loads(Path(folder, STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+    if 0 < args.max_steps < step:
+        raise ValueError(
+            f"`max_steps` is {args.max_steps}, but {folder!r} is of step {step}; raise it, or resume from an earlier checkpoint."
+        )
+    if step == args.max_steps:
+        warnings.warn(
+            f"{folder!r} is of the last step, {step}: nothing is left to train; raise `max_steps` to go on.",
+            stacklevel=4,
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .adapters import ADAPTER_FILE, RAW_ADAPTER_FILE, averaged_tensors, load_adapter, save_adapter
+from .adapters import ADAPTER_FILE, RAW_ADAPTER_FILE, averaged_tensors, check_adapter, load_adapter, save_adapter
 from .checkpoint_folders import (
     STAGING,
     STATE_FILE,
@@ -102,7 +102,8 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
     The folder that `resume_from_checkpoint` means, after removing what a killed run left in the output folder.
 
     Raises:
-        ValueError: as [`~checkpoint_folders.check_checkpoint`], or if the newest is asked for and there is none.
+        ValueError: as [`~checkpoint_folders.check_checkpoint`] and [`check_weights`], or if the newest is asked for and
+            there is none.
     """
     with trainer.rank_watch.together():
         if trainer.args.should_save:
@@ -112,7 +113,33 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
     folder = newest_to_resume(trainer.args, asked) if asked is True else os.fspath(asked)
     with trainer.rank_watch.together():
         check_checkpoint(folder, trainer.args)
+        check_weights(trainer, folder)
     return folder
+
+
+def check_weights(trainer: ProGRPOTrainer, folder: str) -> None:
+    """
+    Args:
+        trainer ([`ProGRPOTrainer`]): that is to go on.
+        folder (`str`): a checkpoint that [`~checkpoint_folders.check_checkpoint`] has passed.
+
+    Raises:
+        ValueError: if it has weights of another kind than are trained, or those of another LoRA config.
+    """
+    path = os.path.join(folder, ADAPTER_FILE)
+    has_adapter = os.path.isfile(path)
+    if has_adapter and not trainer.use_adapter:
+        raise ValueError(
+            f"the run that saved {folder!r} trained a LoRA adapter, and this one is to train all weights; use LoRA again "
+            "(`use_peft`, or a `peft_config`)."
+        )
+    if trainer.use_adapter and not has_adapter:
+        raise ValueError(
+            f"the run that saved {folder!r} trained all weights, and this one is to train a LoRA adapter; train all of them "
+            "again (`use_peft` false, or `peft_config` None)."
+        )
+    if has_adapter:
+        check_adapter(trainer.family, path)
 
 
 def save_weights(trainer: ProGRPOTrainer, folder: str, raw: bool = False, whole: bool = False) -> None:

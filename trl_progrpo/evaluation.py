@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .advantages import weighted_rewards
+from .rewards import RewardFunc, RewardRunner
 
 
 if TYPE_CHECKING:
@@ -44,6 +46,43 @@ def held_out_scores(
         # What training counts is of rollouts only.
         runner.errors.clear()
     return [name for runner in runners for name in runner.names], scores
+
+
+def watching_runner(
+    eval_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None, trained: RewardRunner, **faults: Any
+) -> RewardRunner | None:
+    """
+    Scores what evaluation watches beside the rewards that are trained on, if there is anything.
+
+    Args:
+        eval_reward_funcs (as of [`ProGRPOTrainer`]): the functions.
+        trained ([`RewardRunner`]): those that are trained on.
+        faults: of [`RewardRunner`].
+
+    Raises:
+        ValueError: if both have a function of one name.
+    """
+    if not eval_reward_funcs:
+        return None
+    runner = RewardRunner(eval_reward_funcs, **faults)
+    twice = sorted(set(runner.names) & set(trained.names))
+    if twice:
+        raise ValueError(
+            f"`eval_reward_funcs` has {twice[0]!r}, the name of one of `reward_funcs`, which evaluation scores anyway; leave it "
+            "out, or give a function of your own another `__name__`."
+        )
+    return runner
+
+
+def warn_of_silent_rewards(names: Sequence[str], scores: torch.Tensor) -> None:
+    """Warns of functions that have given no number for any image; names and scores are those of [`held_out_scores`]."""
+    for name, column in zip(names, scores.unbind(1)):
+        if column.isnan().all():
+            warnings.warn(
+                f"reward `{name}` has given no number for any of {len(scores)} held-out images; look at it and at the "
+                "columns it reads.",
+                stacklevel=3,
+            )
 
 
 def held_out_metrics(

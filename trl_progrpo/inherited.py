@@ -86,6 +86,13 @@ def check_choices(args: TrainingArguments) -> None:
             f"`metric_for_best_model` is {best!r}, which no evaluation measures; use reward, or rewards/NAME/mean with the name "
             "of a reward."
         )
+    evaluates, saves = (getattr(how, "value", how) for how in (args.eval_strategy, args.save_strategy))
+    if evaluates == "no" and (saves == "best" or args.load_best_model_at_end):
+        name = "save_strategy" if saves == "best" else "load_best_model_at_end"
+        raise ValueError(
+            f"`{name}` is {getattr(getattr(args, name), 'value', getattr(args, name))}, but `eval_strategy` is no, so that no "
+            "checkpoint is known to be best; use steps or epoch."
+        )
     if args.fp16 and args.bf16:
         raise ValueError("`fp16` and `bf16` are both True; use one of them.")
     if args.deepspeed and find_spec("deepspeed") is None:

@@ -425,6 +425,9 @@ class ProGRPOConfig(BaseConfig):
         # samples uncompiled; the trainer compiles the denoiser in place.
         compile_options = self.torch_compile, self.torch_compile_backend, self.torch_compile_mode
         self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
+            # The name that newer versions of transformers ask for, of the same switch.
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         use_one_device(self)
         self.torch_compile = any(compile_options)
@@ -444,6 +447,7 @@ class ProGRPOConfig(BaseConfig):
         self._check_pruning()
         self._check_batches()
         self._check_unsupported()
+        self._warn_of_what_does_nothing()
 
     def geometry(self, num_processes: int | None = None) -> Geometry:
         """
@@ -678,6 +682,28 @@ class ProGRPOConfig(BaseConfig):
         ):
             if getattr(self, name, off) != off:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, which is not supported: {why}; use {off}.")
+
+    def _warn_of_what_does_nothing(self):
+        prunes = bool(self.prune_steps) or self.prune_schedule is not None
+        for name, off, works, needs in (
+            ("sde_window_start", 0, self.sde_window is not None, "`sde_window`"),
+            ("sde_window_interval", 1, self.sde_window == "sliding", "`sde_window` sliding"),
+            ("ema_update_interval", 1, self.ema_decay is not None, "`ema_decay`"),
+            ("eval_use_ema", True, self.ema_decay is not None, "`ema_decay`"),
+            ("preview_downscale", 1, prunes, "`prune_steps` or `prune_schedule`"),
+            (
+                "pruning_rule",
+                "ovf",
+                prunes or self.num_expansions > self.num_generations,
+                "more `num_expansions` than `num_generations`",
+            ),
+            ("prune_schedule_interval", 50, self.prune_schedule is not None, "`prune_schedule`"),
+        ):
+            if getattr(self, name) != off and not works:
+                warnings.warn(
+                    f"`{name}` is {getattr(self, name)}, which does nothing without {needs}; set that, or leave it unset.",
+                    stacklevel=4,
+                )
 
     def _check_writable(self, name: str):
         """Fails before hours of work if a folder cannot be written, or its disk is full."""

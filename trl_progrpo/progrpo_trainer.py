@@ -60,7 +60,7 @@ from .data import (
     warn_about_long_prompts,
 )
 from .dealing import MicroBatch, micro_batches, own_advantages, whole_groups
-from .evaluation import held_out_metrics, held_out_scores
+from .evaluation import held_out_metrics, held_out_scores, warn_of_silent_rewards, watching_runner
 from .families import family_class, load_pipeline, load_preview_decoder
 from .heldout import HackingWatch
 from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
@@ -207,7 +207,7 @@ class ProGRPOTrainer(ShardingTrainer):
             "max_retries": args.reward_max_retries,
         }
         self.reward_runner = RewardRunner(reward_funcs, args.reward_weights, **faults)
-        self.eval_reward_runner = self._make_eval_runner(eval_reward_funcs, **faults)
+        self.eval_reward_runner = watching_runner(eval_reward_funcs, self.reward_runner, **faults)
         self.preview_reward_runner = self._make_preview_runner(
             args, preview_reward_funcs, self.reward_runner, **faults
         )
@@ -339,18 +339,6 @@ class ProGRPOTrainer(ShardingTrainer):
                 "functions that score previews, or leave it unset."
             )
         return reward_runner
-
-    def _make_eval_runner(self, eval_reward_funcs, **faults) -> RewardRunner | None:
-        if not eval_reward_funcs:
-            return None
-        runner = RewardRunner(eval_reward_funcs, **faults)
-        twice = sorted(set(runner.names) & set(self.reward_runner.names))
-        if twice:
-            raise ValueError(
-                f"`eval_reward_funcs` has {twice[0]!r}, the name of one of `reward_funcs`, which evaluation scores anyway; "
-                "leave it out, or give a function of your own another `__name__`."
-            )
-        return runner
 
     @staticmethod
     def _make_policy(args, family):
@@ -703,6 +691,12 @@ class ProGRPOTrainer(ShardingTrainer):
         rewards = reward_metrics(rollout, self.reward_runner.names)
         for name, value in {**rewards, **errors, **prune_metrics(rollout), **audit_metrics(rollout)}.items():
             self._metrics.add(name, value)
+        if rollout.rewards.isnan().all() and self.is_world_process_zero():
+            warnings.warn(
+                "no image of a rollout has a reward, so that nothing is learnt from it; look at the reward functions and the "
+                "columns they read.",
+                stacklevel=2,
+            )
         warning = self._audit_watch.update(rollout)
         if warning is not None and self.is_world_process_zero():
             warnings.warn(warning, stacklevel=2)
@@ -764,6 +758,8 @@ class ProGRPOTrainer(ShardingTrainer):
         rows = collate_rows([eval_dataset[i] for i in range(len(eval_dataset))])
         names, scores = held_out_scores(self, *self._split_columns(rows))
         count_failed = self.args.on_reward_error == "skip"
+        if self.is_world_process_zero():
+            warn_of_silent_rewards(names, scores)
         metrics = held_out_metrics(names, scores, self.reward_runner.weights, metric_key_prefix, count_failed)
         self.log(metrics)
         warning = self._hacking_watch.update(self.state.log_history)

@@ -269,6 +269,9 @@ def _checked_value(action: argparse.Action, value: Any, config_path: str) -> Any
     return _converted(action, value, config_path)
 
 
+_LISTS = {"int": "ints such as [5, 7]", "float": "floats such as [0.5, 1.0]"}
+
+
 def _converted(action: argparse.Action, value: Any, config_path: str) -> Any:
     if isinstance(value, bool) and (action.choices or _is_text(action)):
         # YAML reads a bare `no` as False, and `save_strategy: no` is what everyone writes.
@@ -281,7 +284,10 @@ def _converted(action: argparse.Action, value: Any, config_path: str) -> Any:
                 raise ValueError
         converted = action.type(str(value)) if action.type is not None else value
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        kind = "true or false" if is_bool else f"a value of type {getattr(action.type, '__name__', action.type)}"
+        name = getattr(action.type, "__name__", action.type)
+        kind = "true or false" if is_bool else f"a value of type {name}"
+        if action.nargs == "+" and name in _LISTS:
+            kind += f", or a list of {_LISTS[name]}"
         raise CommandError(f"`{action.dest}` is {value!r} in {config_path}; give {kind}.") from error
     if action.choices and converted not in action.choices:
         raise CommandError(

@@ -159,6 +159,38 @@ def _raised_here(traceback: TracebackType | None) -> bool:
     return module.partition(".")[0] == __package__.partition(".")[0]
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what there is of it: `1 image`, `2,000 images`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """Prints warnings of this package as one line, without the file and the source that mean nothing to the user."""
+    whole = warnings.formatwarning
+
+    def one_line(message, category, filename, lineno, line=None) -> str:
+        if not _warned_here():
+            return whole(message, category, filename, lineno, line)
+        return f"warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = whole
+
+
+def _warned_here() -> bool:
+    """Whether this package has called `warnings.warn`; the file that is reported may be a caller's, of any package."""
+    frame = sys._getframe(2)
+    # Of Python itself, under another name from 3.14 on.
+    while frame is not None and frame.f_globals.get("__name__") in ("warnings", "_py_warnings"):
+        frame = frame.f_back
+    module = frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module.partition(".")[0] == __package__.partition(".")[0]
+
+
 _NO_NEWS = ("requires torchvision", "No LoRA keys associated to")
 
 

@@ -76,6 +76,39 @@ def load_prompts(
     )
 
 
+@contextmanager
+def named_data(arguments: ScriptArguments) -> Iterator[None]:
+    """
+    Puts what the user has called them in place of `train_dataset` and `eval_dataset`, with which the sentences of the
+    trainer begin.
+
+    Args:
+        arguments ([`~cli.script_arguments.ScriptArguments`]): which data.
+
+    Raises:
+        CommandError: that which is raised inside, in the user's words.
+    """
+    try:
+        yield
+    except CommandError as error:
+        text = str(error)
+        for name, said in _called(arguments).items():
+            if text.startswith(f"`{name}` "):
+                raise CommandError(said + text.removeprefix(f"`{name}`"), error.exit_status) from error
+        raise
+
+
+def _called(arguments: ScriptArguments) -> dict[str, str]:
+    if arguments.datasets:
+        train = "`datasets`"
+        return {"train_dataset": train, "eval_dataset": f"the part of {train} that is held out"}
+    name, split = f"`dataset_name` {arguments.dataset_name!r}", arguments.dataset_train_split
+    train = name if split == "train" else f"{name} (split {split!r})"
+    if arguments.test_split_size is not None:
+        return {"train_dataset": train, "eval_dataset": f"the part of {train} that is held out"}
+    return {"train_dataset": train, "eval_dataset": f"{name} (split {arguments.dataset_test_split!r})"}
+
+
 def load_source(
     name: str,
     config: str | None = None,

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..arithmetic import count_work, in_figures, prune_schedule
-from .base import quieten_libraries, user_errors
+from .base import counted, quieten_libraries, user_errors
 from .resolved_config import resolved_config, to_yaml
 
 
@@ -108,10 +108,11 @@ def resolve_model(
 
 def _data(script_args: ScriptArguments, args: ProGRPOConfig, processes: int) -> tuple[Lines, int | None]:
     from ..data import check_datasets, is_stream
-    from .data import load_prompts
+    from .data import load_prompts, named_data
 
     train, evaluation = load_prompts(script_args, args.prompt_column)
-    check_datasets(args, train, evaluation, processes)
+    with named_data(script_args), user_errors():
+        check_datasets(args, train, evaluation, processes)
     num_prompts = None if is_stream(train) else len(train)
     columns = train.column_names or list(next(iter(train)))
     others = [name for name in columns if name != args.prompt_column]
@@ -166,7 +167,7 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
     arrows = " -> ".join(map(str, schedule.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
     started, trained = in_figures(args.num_expansions * prompts), geometry.rows_per_process
     passes = trained * args.num_iterations * len(trained_steps)
-    update = f"{passes:,} forward and backward rows, {_updates(args)} optimiser steps"
+    update = f"{passes:,} forward and backward rows, {counted(_updates(args), 'optimiser step')}"
     lines = [
         ("prompts", f"{prompts:.3g}" + ("" if processes == 1 else f" of {geometry.num_prompts}, {geometry.placement}")),
         ("per prompt", f"{arrows} trajectories, pruned by {args.pruning_rule}" if checkpoints else f"{arrows} trajectories"),
@@ -232,8 +233,8 @@ def _choosing_in_words(args: ProGRPOConfig, processes: int, counting: tuple) -> 
     groups, steps = math.ceil(args.prune_schedule_groups / processes), args.num_inference_steps
     rows, previews = groups * args.num_expansions, groups * args.num_expansions * (steps - 1)
     return (
-        f"{groups} groups of {args.num_expansions}: {rows * steps * nfe_per_row:,} rows of network evaluations, {rows:,} "
-        f"images and {previews:,} previews, {rows * num_rewards + previews * num_preview_rewards:,} reward calls"
+        f"{counted(groups, 'group')} of {args.num_expansions}: {rows * steps * nfe_per_row:,} rows of network evaluations, "
+        f"{rows:,} images and {previews:,} previews, {rows * num_rewards + previews * num_preview_rewards:,} reward calls"
     )
 
 

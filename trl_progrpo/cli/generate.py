@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,10 @@ def check_model_arguments(args: argparse.Namespace) -> None:
         raise CommandError(f"`--seed` is {args.seed}; use a number from 0 to {2**63 - 1}.")
     if not 1 <= args.guidance_scale < math.inf:
         raise CommandError(f"`--guidance_scale` is {args.guidance_scale}; use 1 for no guidance, or a number above 1.")
+    if args.model_name_or_path == "shapes" and args.model_revision != "main":
+        raise CommandError(
+            f"`--model_revision` is {args.model_revision!r}, but the model 'shapes' is embedded and has none; leave it away."
+        )
     if args.adapter is not None and os.path.isdir(args.adapter):
         if not any(Path(args.adapter).glob("*.safetensors")):
             raise CommandError(
@@ -148,6 +153,12 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
         if "negative_prompt" not in inspect.signature(pipeline.__call__).parameters:
             raise CommandError(
                 f"`--negative_prompt` is set, but a {type(pipeline).__name__} takes none; leave it away."
+            )
+        if args.guidance_scale == 1:
+            warnings.warn(
+                "`--negative_prompt` is set, but `--guidance_scale` is 1, so that it does nothing; raise --guidance_scale, or "
+                "leave it away.",
+                stacklevel=2,
             )
         call["negative_prompt"] = args.negative_prompt
     return pipeline, call

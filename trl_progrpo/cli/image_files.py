@@ -83,7 +83,9 @@ def _rows(file: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
             raise CommandError(f"{where} is no JSON ({error}); mend it.") from error
         key = next((key for key in IMAGE_COLUMNS if isinstance(row, dict) and isinstance(row.get(key), str)), None)
         if key is None:
-            raise CommandError(f"{where} names no image; give every row a file under {' or '.join(IMAGE_COLUMNS)!r}.")
+            raise CommandError(
+                f"{where} names no image; give every row a file under {' or '.join(map(repr, IMAGE_COLUMNS))}."
+            )
         yield where, file.parent / row.pop(key), row
 
 

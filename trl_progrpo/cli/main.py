@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .base import CommandError
+from .base import CommandError, short_warnings
 
 
 COMMANDS = {
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         prog = f"trl-progrpo {command}"
         module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
-        return module.run(argv[1:])
+        with short_warnings():
+            return module.run(argv[1:])
     except CommandError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_status

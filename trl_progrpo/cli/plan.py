@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, quieten_libraries, user_errors
+from .base import CommandError, counted, quieten_libraries, user_errors
 from .generate import check_writable
 from .plan_measure import count, measure, rows_of
 from .plan_memory import Memory, estimate, note
@@ -137,14 +137,16 @@ def make_plan(
     from ..cost import WorkCount
     from ..data import check_prompts
     from ..planning import Option, expected_gain, verdict
-    from .data import load_prompts
+    from .data import load_prompts, named_data
     from .dry_run import launched_processes, resolve_policy, resolve_rewards
     from .resolved_config import resolved_config
 
+    if script_args.dry_run:
+        raise CommandError("`--dry_run` is an option of `train`; leave it away, as `plan` trains nothing either.")
     _check(options, training_args)
     config = resolved_config(script_args, model_args, training_args)
     train, _ = load_prompts(script_args, training_args.prompt_column)
-    with user_errors():
+    with named_data(script_args), user_errors():
         check_prompts(train, training_args.prompt_column, "train_dataset")
         rows = rows_of(train, max(ROWS, options.calibration_groups))
         family, facts, flops, not_counted = count(model_args, training_args, rows)
@@ -237,26 +239,37 @@ def _verdict(methods: list[Method], option, verdict) -> str:
 
 def _facts(args, schedule, trained_steps, policy, updates: int, geometry) -> dict[str, str]:
     guidance = "off" if args.guidance_scale == 1 else f"{args.guidance_scale:g}"
-    processes = geometry.num_processes
+    processes, groups = geometry.num_processes, geometry.groups_per_process
     return {
         "group": schedule.in_words(),
-        "rollout": f"{geometry.groups_per_process:.3g} prompts, {args.num_inference_steps} steps, {len(trained_steps)} of them "
-        f"trained; {updates} update{'s' if updates > 1 else ''}",
+        "rollout": f"{groups:.3g} prompt{'' if groups == 1 else 's'}, {counted(args.num_inference_steps, 'step')}, "
+        f"{len(trained_steps)} of them trained; {counted(updates, 'update')}",
         "policy": f"{policy!r}, guidance {guidance}",
         "processes": f"{processes}" + (", all numbers are for one of them" if processes > 1 else ""),
     }
 
 
 def _check(options: argparse.Namespace, args: ProGRPOConfig) -> None:
-    for name in ("calibration_seconds", "calibration_groups"):
-        value = getattr(options, name)
-        if not value > 0:
-            raise CommandError(f"`--{name}` is {value:g}; give a positive number, or --no_time.")
-    for name in ("noise_levels", "calibration_expansions", "output"):
+    """Refuses what cannot be, and fills in what `--calibrate` takes for granted."""
+    from .plan_arguments import CALIBRATION_DEFAULTS
+
+    if not options.calibration_seconds > 0:
+        raise CommandError(
+            f"`--calibration_seconds` is {options.calibration_seconds:g}; give a positive number, or --no_time."
+        )
+    for name in ("calibration_groups", "calibration_expansions", "noise_levels", "objective", "output"):
         if getattr(options, name) is not None and not options.calibrate:
             raise CommandError(
                 f"`--{name}` is {getattr(options, name)} without --calibrate; give that too, or leave it away."
             )
+    for name, value in CALIBRATION_DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.calibration_groups < 2:
+        raise CommandError(
+            f"`--calibration_groups` is {options.calibration_groups}; give at least 2, as schedules are told apart by their "
+            "standard error over groups."
+        )
     if options.output is not None:
         check_writable("--output", options.output)
     started = options.calibration_expansions

@@ -6,6 +6,10 @@ from __future__ import annotations
 from .arguments import TrainParser
 
 
+CALIBRATION_DEFAULTS = {"calibration_groups": 8, "objective": "signal"}
+"""What `--calibrate` takes where nothing is given. The parser does not say so: what is given without it is refused."""
+
+
 class PlanParser(TrainParser):
     """The parser of `trl-progrpo train` with a few options more."""
 
@@ -31,7 +35,9 @@ class PlanParser(TrainParser):
             action="store_true",
             help="Record a few unpruned groups and propose a schedule, as a YAML file.",
         )
-        group.add_argument("--calibration_groups", type=int, default=8, help="Groups to record per noise level.")
+        group.add_argument(
+            "--calibration_groups", type=int, help="Groups to record per noise level, at least 2; 8 if unset."
+        )
         group.add_argument(
             "--calibration_expansions",
             type=int,
@@ -45,7 +51,7 @@ class PlanParser(TrainParser):
             help="Noise levels (eta for DDIM) to try; the run's own, less and more if unset.",
         )
         group.add_argument(
-            "--objective", choices=["signal", "spread"], default="signal", help="What a second is to give most of."
+            "--objective", choices=["signal", "spread"], help="What a second is to give most of; signal if unset."
         )
         group.add_argument("--output", help="The YAML file with the proposal; planned.yaml in output_dir if unset.")
         self._action_groups.insert(0, self._action_groups.pop())

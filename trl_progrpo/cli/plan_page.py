@@ -45,7 +45,9 @@ def print_plan(plan: Plan, console: Console | None = None) -> None:
             console.print(table)
     paragraphs = [plan.verdict, *plan.notes, _LEGEND]
     if plan.calibration is not None:
-        paragraphs[:1] = [_print_calibration(plan, console), f"{plan.verdict} {_measured(plan)}".rstrip()]
+        # Two schedules are told of on this page: the run's own first, and the other one with its name.
+        configured = f"As configured ({plan.methods[0].sizes}): {plan.verdict} {_measured(plan)}".rstrip()
+        paragraphs[:1] = [configured, _print_calibration(plan, console)]
     for paragraph in paragraphs:
         console.print()
         console.print(paragraph, markup=False, style="dim" if paragraph is _LEGEND else "")

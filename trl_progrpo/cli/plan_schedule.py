@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, user_errors
+from .base import CommandError, counted, user_errors
 
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def record(
 
     recorded = []
     for level, policy, noise_steps in levels:
-        say(f"Recording {len(rows)} groups of {num_expansions} with noise {level:g} ...")
+        say(f"Recording {counted(len(rows), 'group')} of {num_expansions} with noise {level:g} ...")
         recorded.append(
             record_untrained(trainer, rows, level, policy, noise_steps, num_inference_steps, num_expansions)
         )

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, CommandParser, quieten_libraries, user_errors
+from .base import CommandError, CommandParser, counted, quieten_libraries, user_errors
 from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
 from .image_files import ImageFile, images_of
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from ..rewards import RewardRunner
 
 
+OUTPUT_SUFFIXES = (".jsonl", ".json")
+
+WITH_FILES = ("reward_funcs", "json", "output", "images", "prompts", "prompt_column", "batch_size")
+"""Arguments that mean something where images are there; all others are about drawing some."""
+
 Record = dict[str, Any]
 """`{"image", "source", "prompt", "rewards": {name: value}}` of one image."""
 
@@ -30,7 +35,7 @@ Record = dict[str, Any]
 def run(argv: Sequence[str]) -> int:
     """Parses `argv`, scores, prints tables or JSON, and writes the file."""
     args = _parser().parse_args(argv)
-    _check(args)
+    _check(args, _given(argv))
     records = score(args)
     from ..report.record import without_nan
 
@@ -72,6 +77,9 @@ def score(args: argparse.Namespace) -> list[Record]:
     prompts = [row[args.prompt_column] for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != args.prompt_column}
     pipeline, call = load_model(args)
+    # Before images are drawn for a reward that cannot be had.
+    with user_errors():
+        runner.load()
     records = []
     for source, images in base_and_adapter(pipeline, prompts, call, args).items():
         names = _save(images, source, args.save_images)
@@ -119,7 +127,7 @@ def print_table(records: Sequence[Record], console: Console | None = None) -> No
         ]
         sources = [*sources, "difference"]
     scored = len(records) // (2 if "adapter" in sources else 1)
-    table = make_table("Rewards", f"mean ± standard error over {scored} images", "reward", *sources)
+    table = make_table("Rewards", f"mean ± standard error over {counted(scored, 'image')}", "reward", *sources)
     for name, *cells in rows:
         signs = ["+" if source == "difference" else "" for source in sources]
         table.add_row(name, *(with_error(*cell, sign) for cell, sign in zip(cells, signs)))
@@ -178,12 +186,26 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _check(args: argparse.Namespace) -> None:
+def _given(argv: Sequence[str]) -> dict[str, Any]:
+    """The arguments that are on the command line, and no defaults, in the order of the help."""
+    parser = _parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    given = vars(parser.parse_args(argv))
+    return {action.dest: given[action.dest] for action in parser._actions if action.dest in given}
+
+
+def _check(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
     check_model_arguments(args)
     if not args.reward_funcs:
         raise CommandError("no reward is named; give one with --reward, such as --reward pickscore.")
     if bool(args.images) == (args.model_name_or_path is not None):
         raise CommandError("give either images, to score what is there, or --model_name_or_path, to draw some.")
+    for name, value in given.items():
+        if args.images and name not in WITH_FILES:
+            raise CommandError(
+                f"`--{name}` is {value!r}, which is about images to draw, but images that are there are scored; leave it away."
+            )
     if args.images and args.prompts is not None and len(args.prompts) > 1:
         raise CommandError(
             f"`--prompt` has {len(args.prompts)} entries; give one for all images, or a .jsonl file with prompts."
@@ -193,6 +215,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.eval_samples < 0:
         raise CommandError(f"`--eval_samples` is {args.eval_samples}; give a number of prompts, or 0 for all.")
     if args.output is not None:
+        suffix = Path(args.output).suffix
+        if suffix and suffix.lower() not in OUTPUT_SUFFIXES:
+            raise CommandError(
+                f"`--output` is {args.output!r}, but lines of JSON are written; use one of {', '.join(OUTPUT_SUFFIXES)}."
+            )
         check_writable("--output", args.output)
     if args.save_images is not None:
         check_writable("--save_images", str(Path(args.save_images) / "base_00000.png"))

@@ -139,11 +139,15 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         CommandError: for a mistake of the user's.
     """
     quieten_libraries()
+    from ..checkpoints import check_weights
     from ..validation import distinct_rows
     from .preflight import checkpoint_to_resume
 
     resume = checkpoint_to_resume(training_args)
     trainer, train_dataset, eval_dataset = _build(script_args, model_args, training_args)
+    if resume is not None:
+        with user_errors():
+            check_weights(trainer, resume)
     main_process, output_dir = trainer.is_world_process_zero(), training_args.output_dir
     if main_process:
         _notice(script_args, training_args, train_dataset, eval_dataset)
@@ -231,9 +235,10 @@ def make_trainer(script_args, model_args, training_args, train_dataset, **evalua
         CommandError: for a mistake of the user's.
     """
     from ..progrpo_trainer import ProGRPOTrainer
+    from .data import named_data
 
     training_args.model_init_kwargs = init_kwargs(model_args, training_args)
-    with user_errors():
+    with named_data(script_args), user_errors():
         return ProGRPOTrainer(
             model=model_args.model_name_or_path,
             reward_funcs=script_args.reward_funcs,

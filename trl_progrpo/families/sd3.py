@@ -38,6 +38,10 @@ class StableDiffusion3Family(Family):
         super().__init__(pipeline, **kwargs)
         if self.max_sequence_length is None:
             self.max_sequence_length = 256 if pipeline.text_encoder_3 is not None else 0
+        if self.max_sequence_length > 512:
+            raise ValueError(
+                f"`max_sequence_length` is {self.max_sequence_length}; StableDiffusion3Pipeline takes at most 512."
+            )
 
     @property
     def size_multiple(self) -> int:

@@ -57,8 +57,9 @@ def resolve_reward(reward: str | RewardFunc) -> RewardFunc:
         return RemoteReward.from_name(reward)
     function = REWARDS.get(reward) if isinstance(reward, str) else reward
     if not callable(function):
+        kind = type(function).__name__
         raise ValueError(
-            f"`reward_funcs` holds {reward!r}, a {type(function).__name__}; give a function "
+            f"`reward_funcs` holds {reward!r}, {'an' if kind[0] in 'aeiou' else 'a'} {kind}; give a function "
             "`(prompts, images, **columns) -> list[float]` or the name of one."
         )
     return function

@@ -202,18 +202,25 @@ def _raise(error: Exception) -> list[float]:
 
 def _late(name: str, timeout: float | None, expected: int) -> RewardError:
     return RewardError(
-        f"reward function `{name}` took longer than `reward_timeout` of {timeout:g} s for {expected} images; raise it, or "
+        f"reward function `{name}` took longer than `reward_timeout` of {timeout:g} s for {_images(expected)}; raise it, or "
         "make the function faster.",
         "timeout",
     )
 
 
 def _failure(name: str, error: Exception, expected: int) -> RewardError:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    if _is_our_sentence(error):
+        # It says what to do; the function is not the user's to mend.
+        message = str(error) if f"`{name}`" in str(error) else f"reward `{name}`: {error}"
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+        message = (
+            f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring {_images(expected)}; mend "
+            "it, or let it return None for what it cannot score."
+        )
     failure = RewardError(
-        f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring {expected} images; mend it, "
-        "or let it return None for what it cannot score.",
+        message,
         "timeout" if isinstance(error, TimeoutError) else "exception",
         # Where a server is away, smaller calls only wait longer.
         divisible=expected > 1 and not isinstance(error, (TimeoutError, ConnectionError)),
@@ -222,9 +229,24 @@ def _failure(name: str, error: Exception, expected: int) -> RewardError:
     return failure
 
 
+def _is_our_sentence(error: Exception) -> bool:
+    """
+    Whether a built-in reward refuses what it is given, or has not got what it needs: a `ValueError` that a module of this
+    subpackage raises itself. One from below it, in NumPy or in a network, is a defect like any other.
+    """
+    if type(error) is not ValueError or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
+
+
+def _images(number: int) -> str:
+    return f"{number} image{'' if number == 1 else 's'}"
+
+
 def _not_a_list(name: str, returned: str, expected: int, kind: RewardErrorKind) -> RewardError:
     return RewardError(
-        f"reward function `{name}` returned {returned} for {expected} images; return a list with one number (or None) per "
+        f"reward function `{name}` returned {returned} for {_images(expected)}; return a list with one number (or None) per "
         "image.",
         kind,
         divisible=expected > 1,
