@@ -188,27 +188,23 @@ def _check_order(folder: str, args: ProGRPOConfig) -> None:
             f"`resume_from_checkpoint` is {folder!r}, saved with `save_only_model`, so it has no optimiser to go on with; start "
             "a new run, or save without it."
         )
-    for name in ORDER:
-        then, now = saved.get(name), getattr(args, name)
-        if name in saved and then != now:
-            raise ValueError(
-                f"`{name}` is {now}, but {then} in the run that saved {folder!r}; use that again, for it fixes which prompts "
-                "a step has."
-            )
+    _refuse_changes(ORDER, saved, args, f"{folder!r}; use that again, for it fixes which prompts a step has")
     if any(_ROLLOUT.fullmatch(name) for name in os.listdir(folder)):
-        for name in SAMPLING:
-            then, now = saved.get(name), getattr(args, name)
-            if name in saved and then != now:
-                raise ValueError(
-                    f"`{name}` is {now}, but {then} in the run that saved {folder!r} in the midst of a rollout; use that again, "
-                    "or resume from a checkpoint between two rollouts, which has no rollout_*.safetensors."
-                )
+        cure = "use that again, or a checkpoint between two rollouts, which has no rollout_*.safetensors"
+        _refuse_changes(SAMPLING, saved, args, f"{folder!r} in the midst of a rollout; {cure}")
     then, now = saved.get("ema_decay"), args.ema_decay
     if (then is None) != (now is None):
         raise ValueError(
             f"`ema_decay` is {now}, but {then} in the run that saved {folder!r}; an average is kept from the first update on or "
             "not at all."
         )
+
+
+def _refuse_changes(names: tuple[str, ...], saved: dict[str, Any], args: ProGRPOConfig, where: str) -> None:
+    for name in names:
+        then, now = saved.get(name), getattr(args, name)
+        if name in saved and then != now:
+            raise ValueError(f"`{name}` is {now}, but {then} in the run that saved {where}.")
 
 
 def _check_step(folder: str, args: ProGRPOConfig) -> None:
