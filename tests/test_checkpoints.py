@@ -180,7 +180,9 @@ def test_a_run_with_other_prompts_cannot_go_on(out, make_config, change, message
 
 
 def test_other_settings_may_change(out, make_config):
-    config = make_config(steps_per_generation=4, learning_rate=1e-3, max_steps=100, beta=0.1, logging_steps=7)
+    config = make_config(
+        steps_per_generation=4, ema_decay=0.9, learning_rate=1e-3, max_steps=100, beta=0.1, logging_steps=7
+    )
     check_checkpoint(str(out / "checkpoint-3"), config)
 
 
@@ -216,7 +218,7 @@ def test_machines_that_share_no_disk_are_found_out_at_the_first_save(out, make_c
 def test_from_the_hub_a_checkpoint_comes_without_its_rollout(out, make_config):
     (out / "checkpoint-3" / "rollout_0.safetensors").unlink()
     with pytest.warns(UserWarning, match=r"checkpoint-3' lacks the rollout it was saved in, as those on the Hub do"):
-        check_checkpoint(str(out / "checkpoint-3"), make_config(steps_per_generation=4))
+        check_checkpoint(str(out / "checkpoint-3"), make_config(steps_per_generation=4, ema_decay=0.5))
 
 
 def test_no_code_from_a_checkpoint_is_run(out, pipeline_path, tmp_path):
@@ -398,7 +400,7 @@ def test_killed_at_any_moment_of_saving_the_last_one_is_whole(
         seen = get_last_checkpoint(folder)
         for path in [seen, newest_checkpoint(str(folder))]:
             if path is not None:
-                check_checkpoint(path, make_config(steps_per_generation=4))
+                check_checkpoint(path, make_config(steps_per_generation=4, ema_decay=0.5))
         found.append(Path(path).name)
         clear_leftovers(str(folder))
         assert newest_checkpoint(str(folder)) == path

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -478,8 +479,10 @@ class ExpandPruneSampler:
 
     def _decode(self, latents, decode, phase, calls: CallSize) -> torch.Tensor:
         images = []
-        # Decoders have a precision of their own, which the denoiser's mixed precision is not to lower.
-        with self.timer(phase), torch.autocast(self.family.device.type, enabled=False):
+        device = self.family.device.type
+        # Decoders have a precision of their own, which the denoiser's mixed precision is not to lower; `meta` knows neither.
+        precision = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+        with self.timer(phase), precision:
             for batch, decoded in calls.each(len(latents), lambda batch: decode(latents[batch])):
                 images.append(decoded)
                 self.on_progress(phase, batch.stop, len(latents))

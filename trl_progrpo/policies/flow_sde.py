@@ -10,6 +10,9 @@ from .affine import FlowPolicy
 from .base import POLICIES
 
 
+_NEAR_THE_POLE = 0.99
+
+
 @POLICIES.register("flow_sde")
 class FlowSDE(FlowPolicy):
     """
@@ -21,9 +24,9 @@ class FlowSDE(FlowPolicy):
 
         mean = x (1 + g^2 dt / (2 s)) + v (1 + g^2 (1 - s) / (2 s)) dt,        std = g sqrt(-dt)
 
-    `g` has a pole at `s = 1`, so in the first step `1 - sigmas[1]` of the schedule stands in for `1 - s`. The authors' code
-    does so where `s` is exactly 1; schedules that begin a little below 1, as Sana's does at 0.9997, would get a std of 7
-    from the formula, which no later step could remove.
+    `g` has a pole at `s = 1`, so in a first step from above 0.99 `1 - sigmas[1]` of the schedule stands in for `1 - s`. The
+    authors' code does so where `s` is exactly 1; schedules that begin a little below, as Sana's does at 0.9997, would get a
+    std of 7 from the formula, which no later step could remove.
 
     Deviation: beside that, `std` is the FULL std and the KL of [`Transition`] uses it. Flow-GRPO's code omits `|dt|` from
     the KL of images, so for the same strength `beta` here is `|dt|` times a `beta` tuned there.
@@ -41,5 +44,6 @@ class FlowSDE(FlowPolicy):
 
     def _mean_and_std(self, s: float, s_next: float, schedule: Schedule) -> tuple[float, float, float]:
         dt = s_next - s
-        g2 = self.noise_level**2 * s / (1 - min(s, schedule.sigma(1)))
+        stand_in = min(s, schedule.sigma(1)) if s > _NEAR_THE_POLE else s
+        g2 = self.noise_level**2 * s / (1 - stand_in)
         return 1 + g2 * dt / (2 * s), (1 + g2 * (1 - s) / (2 * s)) * dt, math.sqrt(g2 * -dt)
