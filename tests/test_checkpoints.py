@@ -218,7 +218,7 @@ def test_machines_that_share_no_disk_are_found_out_at_the_first_save(out, make_c
 def test_from_the_hub_a_checkpoint_comes_without_its_rollout(out, make_config):
     (out / "checkpoint-3" / "rollout_0.safetensors").unlink()
     with pytest.warns(UserWarning, match=r"checkpoint-3' lacks the rollout it was saved in, as those on the Hub do"):
-        check_checkpoint(str(out / "checkpoint-3"), make_config(steps_per_generation=4, ema_decay=0.5))
+        check_checkpoint(str(out / "checkpoint-3"), make_config(steps_per_generation=4, ema_decay=0.5, max_steps=9))
 
 
 def test_no_code_from_a_checkpoint_is_run(out, pipeline_path, tmp_path):
