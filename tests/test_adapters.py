@@ -232,3 +232,14 @@ class TestAddAdapter:
     def test_dropout_is_refused(self, make_family):
         with pytest.raises(ValueError, match=r"`lora_dropout` is 0.05; use 0"):
             add_adapter(make_family(), LoraConfig(r=2, lora_dropout=0.05))
+
+    @pytest.mark.parametrize(
+        ("change", "cure"),
+        [({"bias": "all"}, "use 'none'"), ({"modules_to_save": ["proj_out"]}, "use None"),
+         ({"init_lora_weights": "pissa"}, "use True or False or 'gaussian' or 'orthogonal'"),
+         ({"init_lora_weights": "pissa_niter_4"}, "use True")],
+    )  # fmt: skip
+    def test_what_changes_the_model_itself_is_refused(self, make_family, change, cure):
+        [name] = change
+        with pytest.raises(ValueError, match=rf"`{name}` of the LoRA config is .*{cure}"):
+            add_adapter(make_family(), LoraConfig(r=2, **change))

@@ -15,7 +15,7 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path
 
 # From the bottom up; a module may import those of lower layers, and those beside it that belong to the same package.
 LAYERS = [
-    ["geometry", "manifest", "registry", "seeds", "timing", "types"],
+    ["geometry", "manifest", "registry", "seeds", "timing", "types", "words"],
     ["advantages", "losses", "metrics", "policies", "pruning", "windows", "tiny", "cost"],
     ["arithmetic", "audit", "families", "heldout", "out_of_memory", "overlap", "planning", "rewards", "spread"],
     [
@@ -45,7 +45,8 @@ LAYERS = [
     ],
     ["progrpo_config", "prompt_cache", "saving", "sharded_trainer", "validation"],
     ["model_card", "monitoring"],
-    ["auto_schedule", "checkpoints", "evaluation"],
+    ["auto_schedule", "checkpoints", "evaluation", "trainer_checks"],
+    ["loop"],
     ["progrpo_trainer", "testing"],
     ["calibration", "report"],
     ["cli"],
@@ -56,7 +57,7 @@ BESIDE = {("progrpo_config", "_trl")}
 
 MATHS = (
     "geometry", "registry", "seeds", "timing", "types", "advantages", "arithmetic", "audit", "cost", "dealing", "losses",
-    "metrics", "overlap", "planning", "policies", "pruning", "windows",
+    "metrics", "overlap", "planning", "policies", "pruning", "windows", "words",
 )  # fmt: skip
 LIBRARIES = {"accelerate", "datasets", "diffusers", "huggingface_hub", "numpy", "peft", "PIL", "transformers", "trl"}
 

@@ -9,6 +9,7 @@ from transformers import TrainerState
 
 from trl_progrpo import callbacks
 from trl_progrpo.callbacks import ProGRPOProgressCallback
+from trl_progrpo.words import number
 
 
 PHASES = [
@@ -80,6 +81,12 @@ class TestPlain:
         ProGRPOProgressCallback().on_evaluate(None, make_state(), None, metrics=metrics)
         assert capsys.readouterr().err == "step 0: held-out reward easy 0.500, hard 0.250\n"
 
+    def test_the_gain_since_before_training(self, capsys):
+        callback, state = ProGRPOProgressCallback(), make_state()
+        metrics = {"eval_reward": 0.5, "eval_reward_stderr": 0.125, "eval_reward_gain": 0.0375}
+        callback.on_evaluate(None, state, None, metrics=metrics | {"eval_reward_gain_stderr": 0.0125})
+        assert capsys.readouterr().err == "step 0: held-out reward 0.500 ± 0.125, gain +0.037 ± 0.013\n"
+
     def test_other_processes_are_silent(self, capsys):
         run_training(ProGRPOProgressCallback(), make_state(main=False), [0.25, 0.5])
         assert capsys.readouterr() == ("", "")
@@ -141,16 +148,7 @@ def test_a_run_shows_its_phases_its_reward_and_the_time_left(terminal, make_trai
     assert max(map(len, frames)) <= 80
     # Of the second rollout, when there is a reward and a pace.
     middle = [frame for frame in frames if re.search(r"\| 1/3 \[\d\d:\d\d<\d\d:\d\d\]", frame)]
-    rewards = [callbacks._number(entry["reward"]) for entry in trainer.state.log_history if "reward" in entry]
+    rewards = [number(entry["reward"]) for entry in trainer.state.log_history if "reward" in entry]
     for phase in ("denoise", "preview", "decode", "reward", "update"):
         assert any(f"] reward {rewards[0]} (+0.000) · {phase}" in frame for frame in middle), phase
     assert re.search(rf"\| 3/3 \[\d\d:\d\d<00:00\] reward {re.escape(rewards[-1])} ", frames[-1])
-
-
-@pytest.mark.parametrize(
-    ("value", "signed", "text"),
-    [(0, False, "0.000"), (0.5, True, "+0.500"), (-12.3456, True, "-12.346"), (0.00123, False, "0.00123"),
-     (21234.5, False, "2.12e+04")],
-)  # fmt: skip
-def test_numbers_are_short(value, signed, text):
-    assert callbacks._number(value, signed) == text

@@ -296,11 +296,13 @@ class FakeTrainer:
     def evaluate(self):
         self.calls.append("evaluate")
         reward = 0.25 if self.state.global_step == 0 else 0.75
-        return {
+        metrics = {
             "eval_num_prompts": 4, "eval_reward": reward, "eval_reward_stderr": 0.01,
             "eval_rewards/shapes/mean": reward, "eval_rewards/shapes/stderr": 0.01,
             "eval_rewards/shapes_strict/mean": 0.5, "eval_rewards/shapes_strict/stderr": math.nan,
         }  # fmt: skip
+        self.state.log_history.append({"step": self.state.global_step, **metrics})
+        return metrics
 
     def generate(self, prompts):
         self.calls.append("generate")
@@ -309,7 +311,7 @@ class FakeTrainer:
     def train(self, resume_from_checkpoint=None):
         self.calls.append("train")
         self.state.global_step = 2
-        self.state.log_history = [
+        self.state.log_history += [
             {"step": 1, "loss": 0.0, "reward": 0.5, "prune/step_5/reward_std_before": 0.1, "time/denoise": 1.0},
             {"step": 2, "loss": 0.0, "reward": 0.6, "prune/step_5/reward_std_before": 0.2, "time/denoise": 2.0},
             {"step": 2, "train_runtime": 4.0},
@@ -396,13 +398,13 @@ class TestTrain:
 
 
 class TestSummary:
-    def printed(self, before, after, history, **kwargs):
+    def printed(self, history, **kwargs):
         from trl_progrpo.cli.summary import summary
 
         stream = io.StringIO()
         console = Console(file=stream, width=80, highlight=False)
         arguments = {"files": {"adapter": "out/a.safetensors"}, "code": "x" * 120, "console": console}
-        summary(before, after, history, **{**arguments, **kwargs})
+        summary(history, **{**arguments, **kwargs})
         return stream.getvalue()
 
     def test_everything_is_there_in_80_columns(self):
@@ -413,9 +415,11 @@ class TestSummary:
         history = [{**row, "step": 1}, {**row, "step": 2}, {"step": 2, "train_runtime": 8.0}]
         metrics = {"eval_reward": 0.9, "eval_reward_stderr": 0.01, "eval_num_prompts": 64}
         metrics |= {"eval_rewards/a/mean": 0.4, "eval_rewards/a/stderr": 0.03}
-        text = self.printed(metrics, metrics, history, group_sizes={5: (48, 24)}, num_inference_steps=10)
+        gain = {"eval_reward_gain": 0.0, "eval_reward_gain_stderr": 0.004}
+        history = [{"step": 0, **metrics}, *history, {"step": 2, **metrics, **gain}]
+        text = self.printed(history, group_sizes={5: (48, 24)}, num_inference_steps=10)
         assert "over 64 images" in text
-        assert re.search(r"weighted total +0\.900 ± 0\.010 +0\.900 ± 0\.010 +\+0\.000 ± 0\.014", text)
+        assert re.search(r"weighted total +0\.900 ± 0\.010 +0\.900 ± 0\.010 +\+0\.000 ± 0\.004", text)
         assert re.search(r"a +0\.400 ± 0\.030", text)
         assert re.search(r"step 5 +48 → 24 +0\.200 +0\.190 +0\.300 +0\.70", text)
         assert re.search(r"denoise +4\.0 +50%", text)
@@ -425,13 +429,14 @@ class TestSummary:
         assert all(len(line) <= 80 for line in text.splitlines() if "xxx" not in line)
 
     def test_without_a_measurement_before(self):
-        text = self.printed(None, {"eval_reward": 0.9, "eval_rewards/a/mean": 0.9}, [])
+        text = self.printed([{"step": 4, "eval_reward": 0.9, "eval_rewards/a/mean": 0.9, "eval_num_prompts": 1}])
+        assert "over 1 image," in text
         assert re.search(r"a +– +0\.900 +–", text)
         assert "Prune funnel" not in text
         assert "Time" not in text
 
     def test_brackets_are_no_markup(self):
-        text = self.printed(None, None, [], files={"a": "out[bold]"}, code="images[0]")
+        text = self.printed([], files={"a": "out[bold]"}, code="images[0]")
         assert "out[bold]" in text
         assert "images[0]" in text
 

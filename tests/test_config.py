@@ -35,7 +35,8 @@ def test_of_several_gpus_one_process_takes_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "needs"),
-    [({"sde_window_start": 3}, "sde_window"), ({"sde_window": "fixed", "sde_window_interval": 3}, "sliding"),
+    [({"negative_prompt": "blurry"}, "guidance_scale"), ({"sde_window_start": 3}, "sde_window"),
+     ({"sde_window": "fixed", "sde_window_interval": 3}, "sliding"),
      ({"ema_update_interval": 3}, "ema_decay"), ({"eval_use_ema": False}, "ema_decay"),
      ({"preview_downscale": 2}, "prune_steps"), ({"pruning_rule": "top_k"}, "num_expansions"),
      ({"prune_schedule_interval": 3}, "prune_schedule")],

@@ -52,4 +52,4 @@ def test_the_demo_gains_on_held_out_prompts(tmp_path, seed, least):
     assert after["eval_num_prompts"] >= 512
     gain = after["eval_rewards/shapes/mean"] - before["eval_rewards/shapes/mean"]
     print(f"seed {seed}: {before['eval_rewards/shapes/mean']:.3f} -> {after['eval_rewards/shapes/mean']:.3f}")
-    assert gain > least
+    assert gain > max(least, 3 * after["eval_rewards/shapes/gain_stderr"])

@@ -1,12 +1,14 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """Held-out rewards before and after, the alarm when one falls, and which weights are evaluated."""
 
+import json
 import math
 
 import pytest
 import torch
 from datasets import Dataset
 
+from trl_progrpo.evaluation import PairedGains
 from trl_progrpo.heldout import HackingWatch, evaluation_table
 
 
@@ -26,9 +28,33 @@ class TestEvaluationTable:
         [row] = evaluation_table(history)
         assert (row["name"], row["before"], row["after"], row["num_prompts"]) == ("clip", 0.2, 0.5, 8)
         assert row["gain"] == pytest.approx(0.3)
-        assert row["gain_se"] == pytest.approx(0.05)
+        assert row["gain_stderr"] == pytest.approx(0.05)
         assert row["step"] == 9
         assert not row["fell"]
+
+    def test_the_gain_of_pairs(self):
+        pairs = {"eval_rewards/clip/gain": 0.31, "eval_rewards/clip/gain_stderr": 0.01}
+        [row] = evaluation_table([evaluation(0, 0.2, 0.3), evaluation(5, 0.5, 0.4) | pairs])
+        assert (row["gain"], row["gain_stderr"]) == (0.31, 0.01)
+
+    def test_the_weighted_total_comes_first_where_it_is_none_of_the_rewards(self):
+        total = {
+            "eval_reward": 0.7,
+            "eval_reward_stderr": 0.3,
+            "eval_reward_gain": 0.4,
+            "eval_reward_gain_stderr": 0.1,
+        }
+        rows = evaluation_table([evaluation(0, 0.2, 0.3), evaluation(5, 0.5, 0.4) | total], trained=["clip"])
+        assert [(row["name"], row["trained"]) for row in rows] == [("weighted total", True), ("clip", True)]
+        row = rows[0]
+        assert [row[key] for key in ("before", "after", "after_stderr", "gain", "gain_stderr")] == [
+            0.2,
+            0.7,
+            0.3,
+            0.4,
+            0.1,
+        ]
+        assert math.isnan(row["before_stderr"])
 
     @pytest.mark.parametrize(("after", "fell"), [(0.31, False), (0.29, True), (math.nan, False)])
     def test_a_fall_is_more_than_two_standard_errors(self, after, fell):
@@ -68,12 +94,20 @@ class TestHackingWatch:
         assert watch.update(history) is None
         history.append(evaluation(4, 0.3, 0.02) | evaluation(4, 0.95, 0.01, "trained"))
         said = watch.update(history)
-        assert "clip (0.5 ± 0.01 before training, 0.3 ± 0.02 at step 4)" in said
+        assert "clip (0.500 before training, 0.300 at step 4: -0.200 ± 0.022)" in said
         assert "reward hacking" in said
         assert "trained (" not in said
         assert watch.update(history) is None
         history.append(evaluation(6, 0.2, 0.02) | evaluation(6, 0.95, 0.01, "trained"))
         assert watch.update(history) is None
+
+    def test_it_asks_for_three_standard_errors(self):
+        watch = HackingWatch(["trained"])
+        pairs = {"eval_rewards/clip/gain": -0.028, "eval_rewards/clip/gain_stderr": 0.01}
+        history = [evaluation(0, 0.5, 0.2), evaluation(2, 0.472, 0.2) | pairs]
+        assert evaluation_table(history)[0]["fell"]
+        assert watch.update(history) is None
+        assert "clip" in watch.update([*history, history[-1] | {"eval_rewards/clip/gain": -0.031}])
 
     def test_a_fall_of_the_trained_reward_is_no_hacking(self):
         assert HackingWatch(["clip"]).update([evaluation(0, 0.5, 0.01), evaluation(4, 0.1, 0.01)]) is None
@@ -84,7 +118,7 @@ class TestHackingWatch:
 
         def measured_only(prompts, images, **columns):
             value = -len(steps) if falls else len(steps)
-            return [value + 0.001 * i for i in range(len(prompts))]
+            return [value + 0.01 * i * len(steps) for i in range(len(prompts))]
 
         def other(prompts, images, **columns):
             return [0.5] * len(prompts)
@@ -100,8 +134,73 @@ class TestHackingWatch:
         said = [str(warning.message) for warning in recwarn if "reward hacking" in str(warning.message)]
         assert len(said) == (1 if falls else 0)
         if falls:
-            assert "measured_only (0.001 ± 0.00058 before training, -0.999 ± 0.00058 at step 1)" in said[0]
+            assert "measured_only (0.000 before training, -0.990 at step 1: -0.990 ± 0.006)" in said[0]
             assert "other" not in said[0].split(";")[0]
+
+
+class TestPairedGains:
+    prompts, names, weights = ["a", "b", "c"], ["one", "two", "watched"], torch.tensor([1.0, 0.5])
+    before = torch.tensor([[0.1, 2.0, 5.0], [0.5, 4.0, math.nan], [0.9, 6.0, 7.0]], dtype=torch.float64)
+    after = torch.tensor([[0.3, 2.0, 6.0], [0.8, 5.0, 9.0], [1.3, 6.0, math.nan]], dtype=torch.float64)
+
+    def test_means_and_errors_are_those_of_the_differences(self):
+        gains = PairedGains()
+        assert gains.update(0, self.prompts, self.names, self.before, self.weights) == {}
+        metrics = gains.update(4, self.prompts, self.names, self.after, self.weights)
+        one, total = torch.tensor([0.2, 0.3, 0.4]), torch.tensor([0.2, 0.8, 0.4])
+        assert metrics["eval_rewards/one/gain"] == pytest.approx(0.3)
+        assert metrics["eval_rewards/one/gain_stderr"] == pytest.approx(one.std().item() / 3**0.5)
+        assert metrics["eval_reward_gain"] == pytest.approx(total.mean().item(), abs=1e-6)
+        assert metrics["eval_reward_gain_stderr"] == pytest.approx(total.std().item() / 3**0.5, abs=1e-6)
+        # Of one pair there is no error.
+        assert metrics["eval_rewards/watched/gain"] == 1.0
+        assert math.isnan(metrics["eval_rewards/watched/gain_stderr"])
+
+    def test_without_pairs_there_is_nothing(self):
+        gains = PairedGains()
+        assert gains.update(4, self.prompts, self.names, self.after, self.weights) == {}
+        gains.update(0, self.prompts, self.names, self.before, self.weights)
+        assert gains.update(4, ["a", "b", "d"], self.names, self.after, self.weights) == {}
+        assert gains.update(4, self.prompts, self.names, self.after, self.weights, "eval_easy") == {}
+        silent = torch.full_like(self.after, math.nan)
+        assert gains.update(4, self.prompts, self.names, silent, self.weights) == {}
+
+    def test_of_a_reward_that_came_later_and_of_a_total_with_it(self):
+        gains = PairedGains()
+        gains.update(0, self.prompts, ["one"], self.before[:, :1], self.weights[:1])
+        metrics = gains.update(4, self.prompts, self.names, self.after, self.weights)
+        assert sorted(metrics) == ["eval_rewards/one/gain", "eval_rewards/one/gain_stderr"]
+
+    def test_a_checkpoint_keeps_them(self):
+        gains, resumed = PairedGains(), PairedGains()
+        gains.update(0, self.prompts, self.names, self.before, self.weights)
+        resumed.load_state_dict(json.loads(json.dumps(gains.state_dict())))
+        expected = gains.update(4, self.prompts, self.names, self.after, self.weights)
+        # As texts, for NaN is not equal to itself.
+        assert str(resumed.update(4, self.prompts, self.names, self.after, self.weights)) == str(expected)
+
+    def test_the_trainer_logs_them(self, make_trainer, redness, tmp_path):
+        prompts = ["a bird", "a cat", "a dog"]
+        arguments = {
+            "max_steps": 2, "learning_rate": 0.05, "per_device_eval_batch_size": 2, "save_steps": 1,
+            "eval_dataset": Dataset.from_dict({"prompt": prompts}),
+        }  # fmt: skip
+        trainer = make_trainer(output_dir=str(tmp_path / "whole"), save_strategy="steps", **arguments)
+
+        def scores():
+            images = [trainer.generate(prompts[i : i + 2], first_slot=i) for i in (0, 2)]
+            return torch.tensor(redness(prompts, torch.cat(images)), dtype=torch.float64)
+
+        before = scores()
+        assert "eval_reward_gain" not in trainer.evaluate()
+        trainer.train()
+        differences, metrics = scores() - before, trainer.evaluate()
+        assert metrics["eval_reward_gain"] == pytest.approx(differences.mean().item(), abs=1e-6)
+        assert metrics["eval_reward_gain_stderr"] == pytest.approx(differences.std().item() / 3**0.5, abs=1e-6)
+
+        resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **arguments)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+        assert resumed.evaluate()["eval_reward_gain"] == metrics["eval_reward_gain"]
 
 
 def test_a_reward_that_is_trained_on_need_not_be_watched(make_trainer, redness):

@@ -199,6 +199,7 @@ def test_an_average_neither_begins_nor_ends_in_the_middle(make_trainer, tmp_path
     [
         ({"r": 8}, "`r` of the LoRA config is 8, but 4 in"),
         ({"lora_alpha": 3}, "`lora_alpha` .* is 3, but 8 in"),
+        ({"alpha_pattern": {"attn.to_q": 3}}, "`alpha_pattern` .* is {'attn.to_q': 3}, but {} in"),
         ({"use_rslora": True}, "`use_rslora` .* is True, but False in"),
         ({"target_modules": ["attn.to_q"]}, "other layers"),
     ],

@@ -47,15 +47,18 @@ class TestWhatAFunctionIsGiven:
         expected = (IMAGES[0].permute(1, 2, 0).numpy() * 255).round()
         assert np.array_equal(np.asarray(seen["pil"][0]), expected)
 
-    def test_pictures_are_converted_once(self):
-        seen = []
+    def test_pictures_are_converted_once_and_given_as_copies(self, monkeypatch):
+        seen, converted = [], []
 
         def one(prompts, images):
             seen.append(images)
             return [0.0] * 3
 
+        monkeypatch.setattr("trl_progrpo.rewards.runner.to_pil", lambda images: converted.append(1) or to_pil(images))
         RewardRunner([one, one])(PROMPTS, IMAGES)
-        assert seen[0] is seen[1]
+        assert len(converted) == 1
+        assert seen[0] == seen[1]
+        assert seen[0][0] is not seen[1][0]
 
     def test_pil_conversion_is_diffusers(self):
         from diffusers.image_processor import VaeImageProcessor

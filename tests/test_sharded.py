@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,14 @@ class TestConfigs:
         for name in OURS:
             assert Path(configs[name]).parent == ROOT / "trl_progrpo/accelerate_configs"
         assert Path(configs["fsdp1"]).parent.parent.name == "trl"
+
+    def test_wherever_the_packages_lie(self, monkeypatch, tmp_path):
+        for package, place in (("trl", "z"), ("trl_progrpo", "a")):
+            folder = tmp_path / place / "accelerate_configs"
+            folder.mkdir(parents=True)
+            (folder / "fsdp2.yaml").write_text(package)
+        monkeypatch.setattr(resources, "files", {"trl": tmp_path / "z", "trl_progrpo": tmp_path / "a"}.__getitem__)
+        assert Path(accelerate_configs()["fsdp2"]).read_text() == "trl_progrpo"
 
     def test_examples_are_the_same_files(self):
         for name in OURS:

@@ -26,7 +26,7 @@ RAW_ADAPTER_FILE = "pytorch_lora_weights_raw.safetensors"
 """The weights the optimiser works on, beside their moving average in `ADAPTER_FILE`, when there is one."""
 
 
-_MEANING = ("r", "lora_alpha", "use_rslora", "use_dora")
+_MEANING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 """What the same weights depend on for what they do."""
 
 
@@ -41,10 +41,22 @@ def default_lora_config(family: Family) -> LoraConfig:
     )
 
 
+_APART_FROM_THE_MODEL: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    "modules_to_save": (None,),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None,),
+}
+"""Values with which an adapter leaves the weights of the model alone."""
+
+
 def check_lora_config(config: LoraConfig) -> None:
     """
     Raises:
-        ValueError: if the rank is none, or the config has dropout: rollout and update would be different policies.
+        ValueError: if the rank is none; if the config has dropout: rollout and update would be different policies; or if it
+            trains or changes weights of the model itself: the policy without its adapter would not be the one that the KL
+            penalty means, and stock diffusers loads no such adapter.
     """
     if config.r < 1:
         raise ValueError(f"`r` of the LoRA is {config.r}; use at least 1.")
@@ -52,6 +64,13 @@ def check_lora_config(config: LoraConfig) -> None:
         raise ValueError(
             f"`lora_dropout` is {config.lora_dropout}; use 0: with dropout the updated policy is not the one that sampled."
         )
+    for name, allowed in _APART_FROM_THE_MODEL.items():
+        value = getattr(config, name, None)
+        if value not in allowed and value:
+            raise ValueError(
+                f"`{name}` of the LoRA config is {value!r}, with which weights of the model itself are changed, and diffusers "
+                f"could not load the adapter; use {' or '.join(map(repr, allowed))}."
+            )
 
 
 def add_adapter(family: Family, config: LoraConfig) -> None:
@@ -148,7 +167,7 @@ def check_adapter(family: Family, path: str) -> None:
     config = family.denoiser.peft_config["default"]
     for name in _MEANING:
         then, now = saved.get(f"{family.denoiser_name}.{name}"), getattr(config, name)
-        if then is not None and then != now:
+        if then is not None and then != (now or type(then)()):
             raise ValueError(f"`{name}` of the LoRA config is {now}, but {then} in {path!r}; use that again.")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .cost import PruneSchedule, WorkCount
 from .geometry import Geometry
+from .words import counted, in_figures
 
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ def resolved_arithmetic(
     groups = " → ".join(map(str, schedule.sizes)) if args.prune_schedule is None else f"at most {args.num_expansions}"
     updates = geometry.num_updates * args.num_iterations
     return [
-        f"rollout: {_of(geometry.num_prompts, 'prompt')}{where}, {groups} trajectories each, {_work(work, processes)}",
-        f"         {_of(updates, 'update')} of {_sizes(geometry)}{_filling(geometry)}",
+        f"rollout: {counted(geometry.num_prompts, 'prompt')}{where}, {groups} trajectories each, {_work(work, processes)}",
+        f"         {counted(updates, 'update')} of {_sizes(geometry)}{_filling(geometry)}",
         *([] if num_prompts is None else [_epoch(geometry, work, updates, num_prompts)]),
     ]
 
@@ -91,9 +92,10 @@ def _work(work: WorkCount, times: int) -> str:
 
 def _epoch(geometry: Geometry, work: WorkCount, updates: int, num_prompts: int) -> str:
     rollouts = -(-num_prompts // geometry.num_prompts)
+    work_of_all = _work(work, rollouts * geometry.num_processes)
     return (
-        f"epoch:   {_of(num_prompts, 'prompt')}, {_of(rollouts, 'rollout')}, {_work(work, rollouts * geometry.num_processes)}, "
-        f"{_of(rollouts * updates, 'update')}"
+        f"epoch:   {counted(num_prompts, 'prompt')}, {counted(rollouts, 'rollout')}, {work_of_all}, "
+        f"{counted(rollouts * updates, 'update')}"
     )
 
 
@@ -103,7 +105,7 @@ def _sizes(geometry: Geometry) -> str:
     sizes = sorted({size for update in range(geometry.num_updates) for size in geometry.micro_batch_sizes(update)})
     each = " on each process" if geometry.num_processes > 1 else ""
     return (
-        f"{' or '.join(map(str, totals))} trajectories, in {_of(geometry.micro_batches, 'micro-batch', 'es')} of "
+        f"{' or '.join(map(str, totals))} trajectories, in {counted(geometry.micro_batches, 'micro-batch', 'es')} of "
         f"{' or '.join(map(str, sizes))}{each}"
     )
 
@@ -115,14 +117,5 @@ def _filling(geometry: Geometry) -> str:
     )
     rows = trained - geometry.num_rows
     groups = round(geometry.groups_per_process * geometry.num_processes) - geometry.num_prompts
-    told = [_of(groups, "further group")] * (groups > 0) + [f"{_of(rows, 'row')} of weight zero"] * (rows > 0)
+    told = [counted(groups, "further group")] * (groups > 0) + [f"{counted(rows, 'row')} of weight zero"] * (rows > 0)
     return f"; {' and '.join(told)} fill up uneven ends" if told else ""
-
-
-def _of(number: int, what: str, plural: str = "s") -> str:
-    return f"{number:,} {what}{'' if number == 1 else plural}"
-
-
-def in_figures(number: float) -> str:
-    """A count with thousands separated, and one decimal where it is a mean over rollouts that is not whole."""
-    return f"{number:,.0f}" if abs(number - round(number)) < 1e-6 else f"{number:,.1f}"

@@ -11,6 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from .words import number, with_error
+
 
 class ProGRPOProgressCallback(TrainerCallback):
     """
@@ -170,14 +172,14 @@ class ProGRPOProgressCallback(TrainerCallback):
     def _reward_text(self) -> str:
         if self.reward is None:
             return ""
-        return f"reward {_number(self.reward)} ({_number(self.reward - self.first_reward, signed=True)})"
+        return f"reward {number(self.reward)} ({number(self.reward - self.first_reward, '+')})"
 
     def _plain_line(self, state, logs: Mapping[str, Any]) -> str:
         parts = [f"step {state.global_step}/{state.max_steps}"]
         if self.reward is not None:
             parts.append(self._reward_text())
         if "reward_std" in logs:
-            parts.append(f"std {_number(logs['reward_std'])}")
+            parts.append(f"std {number(logs['reward_std'])}")
         elapsed = time.monotonic() - self._started
         done = state.global_step - self._first_step
         parts.append(f"elapsed {tqdm.format_interval(elapsed)}")
@@ -192,16 +194,11 @@ def _evaluation_line(state, metrics: Mapping[str, float]) -> str:
     for key, value in metrics.items():
         if key == "eval_reward" or (key.startswith("eval_") and key.endswith("_reward")):
             name = key.removeprefix("eval").removesuffix("reward").strip("_")
-            stderr = metrics.get(f"{key}_stderr")
-            error = f" ± {_number(stderr)}" if stderr is not None and stderr == stderr else ""
-            parts.append(f"{f'{name} ' if name else ''}{_number(value)}{error}")
+            value = with_error(value, metrics.get(f"{key}_stderr"))
+            gain = metrics.get(f"{key}_gain")
+            gained = "" if gain is None else f", gain {with_error(gain, metrics.get(f'{key}_gain_stderr'), '+')}"
+            parts.append(f"{f'{name} ' if name else ''}{value}{gained}")
     return f"step {state.global_step}: held-out reward {', '.join(parts)}" if parts else ""
-
-
-def _number(value: float, signed: bool = False) -> str:
-    """Three decimals, or three significant digits where those would show nothing (or too much)."""
-    sign = "+" if signed else ""
-    return f"{value:{sign}.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:{sign}.3g}"
 
 
 def _is_terminal() -> bool:

@@ -163,7 +163,8 @@ def save_weights(trainer: ProGRPOTrainer, folder: str, raw: bool = False, whole:
 
 
 def _save_whole(trainer: ProGRPOTrainer, folder: str, raw: bool, whole: bool) -> None:
-    if raw or not whole or folder in trainer.whole_pipelines:
+    there = folder in trainer.whole_pipelines and os.path.isfile(os.path.join(folder, "model_index.json"))
+    if raw or not whole or there:
         save_denoiser(trainer.family, folder, "_raw" if raw else "")
     else:
         init_kwargs = trainer.args.model_init_kwargs or {}
@@ -229,7 +230,9 @@ def load_run_state(trainer: ProGRPOTrainer, folder: str) -> None:
     path = _run_state_file(folder, trainer.accelerator.process_index)
     state: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     for name, watch in _watches(trainer).items():
-        watch.load_state_dict(state[name])
+        # What an older version did not keep begins anew.
+        if name in state:
+            watch.load_state_dict(state[name])
     for runner, errors in zip(_runners(trainer), state["reward_errors"]):
         runner.errors = Counter(errors)
     trainer._globalstep_last_logged = state["last_logged_step"]
@@ -243,8 +246,13 @@ def _run_state_file(folder: str, rank: int) -> str:
 
 
 def _watches(trainer: ProGRPOTrainer) -> dict[str, Any]:
-    """What has a state of a few numbers, by the name it is kept under."""
-    return {"metrics": trainer._metrics, "audit": trainer._audit_watch, "held_out": trainer._hacking_watch}
+    """What has a state of numbers and texts, by the name it is kept under."""
+    return {
+        "metrics": trainer._metrics,
+        "audit": trainer._audit_watch,
+        "held_out": trainer._hacking_watch,
+        "before_training": trainer._paired_gains,
+    }
 
 
 def _runners(trainer: ProGRPOTrainer) -> list[RewardRunner]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -99,7 +101,7 @@ def held_out_metrics(
         prefix (`str`, *optional*, defaults to `"eval"`): what metric names begin with.
         count_failed (`bool`, *optional*, defaults to `False`): whether to tell how many prompts have no score.
     """
-    total = weighted_rewards(scores[:, : len(weights)], weights).double()
+    total = _total(scores, weights)
     metrics = {f"{prefix}_num_prompts": len(scores)}
     if count_failed:
         metrics[f"{prefix}_num_failed"] = int(total.isnan().sum())
@@ -107,6 +109,70 @@ def held_out_metrics(
     for name, column in zip(names, scores.unbind(1)):
         metrics[f"{prefix}_rewards/{name}/mean"], metrics[f"{prefix}_rewards/{name}/stderr"] = _mean_and_error(column)
     return metrics
+
+
+class PairedGains:
+    """
+    What evaluations gain on the one before training, image by image. Both begin from the same initial noise, so that a gain
+    has a smaller error than the difference of two independent means, most of all early in a run.
+    """
+
+    def __init__(self):
+        # Which set of which prompts -> name of a reward -> its scores.
+        self._before: dict[str, dict[str, list[float]]] = {}
+
+    def state_dict(self) -> dict[str, dict[str, list[float]]]:
+        """For a checkpoint, as numbers and texts."""
+        return self._before
+
+    def load_state_dict(self, state: Mapping[str, dict[str, list[float]]]) -> None:
+        """Goes on from [`~PairedGains.state_dict`]."""
+        self._before = dict(state)
+
+    def update(
+        self,
+        step: int,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        scores: torch.Tensor,
+        weights: torch.Tensor,
+        prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Keeps the first evaluation of step 0; of a later one, metrics as those of [`held_out_metrics`]: mean and standard error
+        over images of what every reward, and the weighted total, has gained. None where there are no pairs: without an
+        evaluation of the same prompts before training, or of a reward that was not measured then.
+
+        Args:
+            step (`int`): optimiser steps done.
+            prompts (`Sequence[str]` of length `N`): of the images.
+            names, scores, weights, prefix: see [`held_out_metrics`].
+        """
+        digest = hashlib.sha256(json.dumps([prefix, *prompts]).encode()).hexdigest()
+        if step == 0:
+            self._before.setdefault(digest, {name: column.tolist() for name, column in zip(names, scores.unbind(1))})
+        before = self._before.get(digest)
+        if step == 0 or before is None:
+            return {}
+        nothing = [math.nan] * len(scores)
+        then = torch.tensor([before.get(name, nothing) for name in names], dtype=torch.float64).T
+        metrics = {}
+        if set(names[: len(weights)]) <= set(before):
+            metrics.update(_gain(f"{prefix}_reward_", _total(scores, weights) - _total(then, weights)))
+        for name, gains in zip(names, (scores - then).unbind(1)):
+            metrics.update(_gain(f"{prefix}_rewards/{name}/", gains))
+        return metrics
+
+
+def _gain(beginning: str, gains: torch.Tensor) -> dict[str, float]:
+    if gains.isnan().all():
+        return {}
+    mean, error = _mean_and_error(gains)
+    return {f"{beginning}gain": mean, f"{beginning}gain_stderr": error}
+
+
+def _total(scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return weighted_rewards(scores[:, : len(weights)], weights).double()
 
 
 def _mean_and_error(values: torch.Tensor) -> tuple[float, float]:

@@ -21,6 +21,7 @@ _AT_LEAST_ONE = (
 _POSITIVE = ("logging_steps", "save_steps", "eval_steps", "num_train_epochs", "adam_epsilon")
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers")
 _NUMBERS = (int, float, "int", "float", int | None, float | None, "int | None", "float | None")
+_WHOLE_NUMBERS = (int, "int", int | None, "int | None")
 _LARGEST_SEED = 2**32 - 1
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -35,7 +36,7 @@ def check_numbers(args: TrainingArguments) -> None:
         args ([`~transformers.TrainingArguments`]): as the user gave them.
 
     Raises:
-        ValueError: for a number that is out of range, or none, or a text.
+        ValueError: for a number that is out of range, or none, or a text, or has a fraction where it must not.
     """
     for field in fields(args):
         value = getattr(args, field.name)
@@ -44,6 +45,8 @@ def check_numbers(args: TrainingArguments) -> None:
                 f"`{field.name}` is the text {value!r}; give a number (6e-3 is a text in a YAML file, and "
                 "6.0e-3 a number)."
             )
+        if isinstance(value, float) and field.type in _WHOLE_NUMBERS:
+            raise ValueError(f"`{field.name}` is {value}; give a whole number, such as {round(value)}.")
     for name in _AT_LEAST_ONE:
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import tempfile
 import warnings
@@ -98,7 +99,7 @@ class ProGRPOConfig(BaseConfig):
             rewards and pruning with chance (`audit/*`). They are not trained on. 0 switches audits off.
         rollout_waves (`int`, *optional*, defaults to `1`):
             Sets the prompts of a rollout are split into. With 2 or more the rewards of one are computed in a thread while
-            another denoises; for rewards on other machines or on idle cores.
+            another denoises; for rewards on other machines or on idle cores. Batches of other sizes round otherwise.
         policy (`str`, *optional*):
             `"flow_sde"`, `"flow_cps"`, `"dance_sde"` for flow models, `"ddim"` for diffusion models; the family's
             default when unset.
@@ -415,6 +416,7 @@ class ProGRPOConfig(BaseConfig):
             if getattr(self, name) is not None:
                 setattr(self, name, os.path.expanduser(getattr(self, name)))
                 self._check_writable(name)
+        self._take_lists()
         check_numbers(self)
         check_choices(self)
         check_dicts(self)
@@ -448,6 +450,22 @@ class ProGRPOConfig(BaseConfig):
         self._check_batches()
         self._check_unsupported()
         self._warn_of_what_does_nothing()
+
+    def _take_lists(self):
+        """Makes lists of plain numbers of whatever they came in: they are compared, and written as JSON."""
+        for name, number, example in (
+            ("prune_steps", operator.index, [5, 7]),
+            ("prune_sizes", operator.index, [24, 12]),
+            ("reward_weights", float, [1.0, 0.5]),
+            ("preview_reward_weights", float, [1.0, 0.5]),
+        ):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                setattr(self, name, [number(entry) for entry in value])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`{name}` is {value!r}; give a list such as {example}.") from error
 
     def geometry(self, num_processes: int | None = None) -> Geometry:
         """
@@ -546,12 +564,6 @@ class ProGRPOConfig(BaseConfig):
             raise ValueError(f"`beta` is {self.beta}; use 0 for no KL term, or a positive number.")
         if not 1 <= self.guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` is {self.guidance_scale}; use 1 for no guidance, or a number above 1.")
-        if self.negative_prompt and self.guidance_scale == 1:
-            warnings.warn(
-                "`negative_prompt` is set, but `guidance_scale` is 1, so that it does nothing; raise `guidance_scale`, or leave "
-                "it unset.",
-                stacklevel=4,
-            )
         if not math.isfinite(self.step_weighting):
             raise ValueError(f"`step_weighting` is {self.step_weighting}; use a finite number, 0 for equal weights.")
         if not 0 < self.train_timestep_fraction <= 1:
@@ -676,6 +688,8 @@ class ProGRPOConfig(BaseConfig):
             ("neftune_noise_alpha", None, "a denoiser has no token embeddings"),
             ("label_smoothing_factor", 0.0, "there are no labels"),
             ("use_liger_kernel", False, "Liger has no kernels for diffusion models"),
+            ("gradient_checkpointing_kwargs", None, "diffusers checkpoints every block in its own way"),
+            ("activation_checkpointing_kwargs", None, "diffusers checkpoints every block in its own way"),
             ("ignore_data_skip", False, "a resumed run goes on with the prompts that would have come next"),
             ("auto_find_batch_size", False, "the batch size fixes how many prompts a rollout has"),
             ("enable_jit_checkpoint", False, "SIGTERM saves a checkpoint by itself, and not in the midst of a step"),
@@ -686,6 +700,7 @@ class ProGRPOConfig(BaseConfig):
     def _warn_of_what_does_nothing(self):
         prunes = bool(self.prune_steps) or self.prune_schedule is not None
         for name, off, works, needs in (
+            ("negative_prompt", None, self.guidance_scale > 1 or not self.negative_prompt, "`guidance_scale` above 1"),
             ("sde_window_start", 0, self.sde_window is not None, "`sde_window`"),
             ("sde_window_interval", 1, self.sde_window == "sliding", "`sde_window` sliding"),
             ("ema_update_interval", 1, self.ema_decay is not None, "`ema_decay`"),
@@ -701,7 +716,7 @@ class ProGRPOConfig(BaseConfig):
         ):
             if getattr(self, name) != off and not works:
                 warnings.warn(
-                    f"`{name}` is {getattr(self, name)}, which does nothing without {needs}; set that, or leave it unset.",
+                    f"`{name}` is {getattr(self, name)!r}, which does nothing without {needs}; set that, or leave it unset.",
                     stacklevel=4,
                 )
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.configuration_utils import FrozenDict
 from diffusers.training_utils import EMAModel
 from huggingface_hub import CommitInfo
 from peft import LoraConfig
@@ -30,7 +29,6 @@ from .adapters import (
     adapters_disabled,
     add_adapter,
     averaged_tensors,
-    check_lora_config,
     default_lora_config,
 )
 from .advantages import comparable_rows, group_advantages, normalize_multi
@@ -42,7 +40,6 @@ from .checkpoint_folders import STAGING
 from .checkpoints import (
     checkpoint_to_resume,
     load_rollout,
-    load_run_state,
     load_weights,
     save_checkpoint,
     save_weights,
@@ -54,16 +51,19 @@ from .data import (
     as_eval_prompts,
     as_prompts,
     check_datasets,
+    check_prompts,
     collate_rows,
     distinct_prompts,
     is_stream,
     warn_about_long_prompts,
 )
 from .dealing import MicroBatch, micro_batches, own_advantages, whole_groups
-from .evaluation import held_out_metrics, held_out_scores, warn_of_silent_rewards, watching_runner
+from .evaluation import PairedGains, held_out_metrics, held_out_scores, warn_of_silent_rewards, watching_runner
 from .families import family_class, load_pipeline, load_preview_decoder
+from .families.loading import by_name
 from .heldout import HackingWatch
 from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
+from .loop import AverageCallback, LoopCallback, dress_for_the_loop, keep_tensorboard_in
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
 from .metrics import MetricsBuffer, prune_metrics, reward_metrics
 from .model_card import CardPictures, portable_values, started_with, write_model_card
@@ -83,6 +83,7 @@ from .sharding_checks import check_sharding, sharding_of
 from .spread import Spread
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
+from .trainer_checks import check_objects, check_optimizer, check_pipeline
 from .types import Rollout, to_device
 
 
@@ -92,49 +93,6 @@ EVAL_ROLLOUT = -1
 
 def _take(values: Sequence[Any], index: Sequence[int]) -> list[Any]:
     return [values[i] for i in index]
-
-
-class _LoggableConfig(FrozenDict):
-    """A diffusers config with what transformers' logging callbacks ask of a model's config."""
-
-    model_type = "diffusers"
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(self)
-
-    def to_json_string(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)
-
-
-class _LoopCallback(TrainerCallback):
-    """What the training loop does not do by itself: keep earlier evaluations, and tell the sampler which epoch begins."""
-
-    def __init__(self, trainer: ProGRPOTrainer):
-        self.trainer = trainer
-        self.evaluations: list[dict[str, Any]] = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        # The loop starts with an empty log, or that of a checkpoint, which has them already.
-        if not state.log_history:
-            state.log_history.extend(self.evaluations)
-        self.evaluations = []
-        if self.trainer._resumed_from is not None:
-            load_run_state(self.trainer, self.trainer._resumed_from)
-        if state.is_world_process_zero and state.global_step == 0 and not self.trainer.use_adapter:
-            self.trainer.card_pictures.remember_before()
-        self.trainer.tell("on_arithmetic", lines=self.trainer.arithmetic())
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.prompt_sampler.set_epoch(int(state.epoch or 0))
-
-
-class _EMACallback(TrainerCallback):
-    def __init__(self, trainer: ProGRPOTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.ema_update_interval == 0:
-            self.trainer.ema.step(averaged_tensors(self.trainer.family.denoiser))
 
 
 class ProGRPOTrainer(ShardingTrainer):
@@ -159,8 +117,8 @@ class ProGRPOTrainer(ShardingTrainer):
     ```
 
     Args:
-        model (`str` or [`~diffusers.DiffusionPipeline`]): Hub name, local folder, `"shapes"` for the embedded model, or
-            a loaded pipeline. The family is chosen by the pipeline class.
+        model (`str`, `os.PathLike` or [`~diffusers.DiffusionPipeline`]): Hub name, local folder, `"shapes"` for the embedded
+            model, or a loaded pipeline, which is trained in place. The family is chosen by the pipeline class.
         reward_funcs (`RewardFunc`, `str` or a list of them): `reward(prompts, images, **columns) -> list[float | None]`,
             or names; see [`~rewards.RewardFunc`].
         args ([`ProGRPOConfig`], *optional*): the configuration; the defaults, in `trl-progrpo-output`, when unset.
@@ -170,7 +128,8 @@ class ProGRPOTrainer(ShardingTrainer):
         eval_dataset ([`~datasets.Dataset`], `list`, or a `dict` of them, *optional*): held-out prompts, one image each.
         callbacks (`list[TrainerCallback]`, *optional*): added to the defaults. A method
             `on_phase(args, state, control, phase, done, total)` is told what a rollout is doing.
-        optimizers (`tuple`, *optional*): optimiser and scheduler, as in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*): optimiser and scheduler, as in [`~transformers.Trainer`]; an optimiser only where all
+            weights are trained, for those of a LoRA are made here.
         peft_config ([`~peft.LoraConfig`], `"default"` or `None`): the LoRA that is trained; `"default"` is the family's,
             `None` trains the whole denoiser.
         eval_reward_funcs (`RewardFunc`, `str` or a list of them, *optional*): scored in evaluation only, never trained on.
@@ -186,7 +145,7 @@ class ProGRPOTrainer(ShardingTrainer):
 
     def __init__(
         self,
-        model: str | DiffusionPipeline,
+        model: str | os.PathLike | DiffusionPipeline,
         reward_funcs: RewardFunc | str | Sequence[RewardFunc | str],
         args: ProGRPOConfig | None = None,
         train_dataset: Any = None,
@@ -197,7 +156,10 @@ class ProGRPOTrainer(ShardingTrainer):
         eval_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
         preview_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
     ):
+        model = by_name(model)
         args = args if args is not None else ProGRPOConfig(output_dir="trl-progrpo-output")
+        check_objects(args, peft_config)
+        self._warn_of_what_is_not_called()
         if args.push_to_hub:
             check_push(args)
         check_trackers(args.report_to)
@@ -214,8 +176,6 @@ class ProGRPOTrainer(ShardingTrainer):
         train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
         eval_dataset = as_eval_prompts(eval_dataset, args.prompt_column)
         check_datasets(args, train_dataset, eval_dataset)
-        if isinstance(peft_config, LoraConfig):
-            check_lora_config(peft_config)
         check_sharding(args, optimizers[0])
         load_whole_weights(args)
         init_kwargs = dict(args.model_init_kwargs or {})
@@ -238,8 +198,11 @@ class ProGRPOTrainer(ShardingTrainer):
             guidance_scale=args.guidance_scale,
             max_sequence_length=args.max_sequence_length,
         )
+        if not isinstance(model, str):
+            check_pipeline(pipeline, self.family.denoiser, peft_config is None)
         self.reference_denoiser = self._prepare_denoiser(args, peft_config)
-        self.family.denoiser._internal_dict = _LoggableConfig(self.family.denoiser.config)
+        check_optimizer(optimizers[0], self.family.denoiser)
+        dress_for_the_loop(self.family.denoiser)
         self._micro_batches: list[MicroBatch] = []
         self._micro_batches_of: tuple[int, int] | None = None
         self.last_rollout: Rollout | None = None
@@ -247,7 +210,7 @@ class ProGRPOTrainer(ShardingTrainer):
         self._metrics = MetricsBuffer()
         self._timer = PhaseTimer()
         self._audit_watch = AuditWatch()
-        self._hacking_watch = HackingWatch(self.reward_runner.names)
+        self._hacking_watch, self._paired_gains = HackingWatch(self.reward_runner.names), PairedGains()
         self._micro_steps_since_update = 0
         self.card_pictures = CardPictures(self)
         # Now, as a config file may hold something else by the time a card is written.
@@ -264,6 +227,7 @@ class ProGRPOTrainer(ShardingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        keep_tensorboard_in(self.callback_handler.callbacks, args.output_dir)
         self.rank_watch = RankWatch.of(self.accelerator.state)
         self.geometry = args.geometry(self.accelerator.num_processes)
         if self.is_fsdp_enabled:
@@ -281,14 +245,14 @@ class ProGRPOTrainer(ShardingTrainer):
         self.remove_callback(PrinterCallback)
         if not args.disable_tqdm:
             self.add_callback(ProGRPOProgressCallback())
-        self._loop_callback = _LoopCallback(self)
+        self._loop_callback = LoopCallback(self)
         self.add_callback(self._loop_callback)
         self._stop_request = StopRequest()
         self.add_callback(StopCallback(self._stop_request, self.accelerator))
         self.ema: EMAModel | None = None
         if args.ema_decay is not None:
             self.ema = EMAModel(averaged_tensors(self.family.denoiser), decay=args.ema_decay)
-            self.add_callback(_EMACallback(self))
+            self.callback_handler.callbacks.insert(0, AverageCallback(self))
         self.group_watch = GroupWatch()
         # Last, so that trackers have begun their run and the average its step when pictures are drawn.
         self.add_callback(TrackerImagesCallback(self))
@@ -340,6 +304,15 @@ class ProGRPOTrainer(ShardingTrainer):
             )
         return reward_runner
 
+    def _warn_of_what_is_not_called(self) -> None:
+        for name in ("compute_loss", "prediction_step", "evaluation_loop"):
+            if getattr(type(self), name) is not getattr(ShardingTrainer, name):
+                warnings.warn(
+                    f"`{name}` of {type(self).__name__} is never called: the loss is made step by step in `_step_loss`, and "
+                    "`evaluate` scores images; override those.",
+                    stacklevel=3,
+                )
+
     @staticmethod
     def _make_policy(args, family):
         name = args.policy or family.policies[0]
@@ -374,8 +347,6 @@ class ProGRPOTrainer(ShardingTrainer):
         # Two names for one switch; which of them carries it depends on the version of transformers.
         if args.gradient_checkpointing or getattr(args, "activation_checkpointing", False):
             denoiser.enable_gradient_checkpointing()
-            # The loop would look for a method that diffusers models do not have.
-            args.activation_checkpointing = args.gradient_checkpointing = False
         return reference
 
     def _prepare_prompts(self) -> None:
@@ -736,14 +707,16 @@ class ProGRPOTrainer(ShardingTrainer):
         Warns, once each, of rewards that fell since the evaluation before training and are not trained on.
 
         Args:
-            eval_dataset ([`~datasets.Dataset`], `list`, or a `dict` of them, *optional*): held-out prompts; those of the
-                trainer when unset.
+            eval_dataset ([`~datasets.Dataset`], `list`, a `dict` of them, or `str`, *optional*): held-out prompts, or the
+                name of one of the trainer's sets; those of the trainer when unset.
             ignore_keys: of [`~transformers.Trainer`]; does nothing.
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`): what metric names begin with.
 
         Raises:
-            ValueError: if there are no held-out prompts.
+            ValueError: if there are no held-out prompts, or as [`~data.check_prompts`].
         """
+        if isinstance(eval_dataset, str) and eval_dataset in (self.eval_dataset or ()):
+            eval_dataset = {eval_dataset: self.eval_dataset[eval_dataset]}
         eval_dataset = (
             self.eval_dataset if eval_dataset is None else as_eval_prompts(eval_dataset, self.args.prompt_column)
         )
@@ -754,13 +727,19 @@ class ProGRPOTrainer(ShardingTrainer):
             return metrics
         if eval_dataset is None:
             raise ValueError("`eval_dataset` is None; give held-out prompts to evaluate on.")
+        check_prompts(eval_dataset, self.args.prompt_column, "eval_dataset", streams=False)
 
         rows = collate_rows([eval_dataset[i] for i in range(len(eval_dataset))])
-        names, scores = held_out_scores(self, *self._split_columns(rows))
+        prompts, columns = self._split_columns(rows)
+        names, scores = held_out_scores(self, prompts, columns)
         count_failed = self.args.on_reward_error == "skip"
         if self.is_world_process_zero():
             warn_of_silent_rewards(names, scores)
-        metrics = held_out_metrics(names, scores, self.reward_runner.weights, metric_key_prefix, count_failed)
+        weights = self.reward_runner.weights
+        metrics = held_out_metrics(names, scores, weights, metric_key_prefix, count_failed)
+        metrics |= self._paired_gains.update(
+            self.state.global_step, prompts, names, scores, weights, metric_key_prefix
+        )
         self.log(metrics)
         warning = self._hacking_watch.update(self.state.log_history)
         if warning is not None and self.is_world_process_zero():
@@ -787,8 +766,11 @@ class ProGRPOTrainer(ShardingTrainer):
             ema (`bool`, *optional*, defaults to `True`): with `ema_decay`, the averaged weights or those in training.
 
         Raises:
-            ValueError: if `adapter` is off and the whole denoiser is trained, so that there is no base model left.
+            ValueError: if `prompts` are no list of texts, or `adapter` is off and the whole denoiser is trained, so that there
+                is no base model left.
         """
+        if isinstance(prompts, str) or not len(prompts) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"`prompts` is {prompts!r}; give a list of texts.")
         sampler = self._make_sampler(
             self.sampler.policy.ode(),
             self.args.eval_num_inference_steps or self.args.num_inference_steps,
@@ -808,6 +790,12 @@ class ProGRPOTrainer(ShardingTrainer):
                 first_slot=first_slot,
             )
         return rollout.images
+
+    def predict(self, *args, **kwargs):
+        """Of [`~transformers.Trainer`], which it would make logits; [`~ProGRPOTrainer.generate`] makes images."""
+        raise NotImplementedError(
+            "`predict` is for models with logits; use `generate` for images, `evaluate` for rewards."
+        )
 
     @contextmanager
     def _weights(self, adapter: bool, ema: bool = True):
@@ -955,9 +943,7 @@ class ProGRPOTrainer(ShardingTrainer):
         self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, resume_from_checkpoint
         self._micro_steps_since_update = 0
         self._metrics.clear()
-        self._loop_callback.evaluations = [
-            entry for entry in self.state.log_history if "eval_reward" in entry and entry["step"] == 0
-        ]
+        self._loop_callback.keep_evaluations()
         with self.rank_watch.watching(), run_memory(), self._stop_request.listening(self.is_world_process_zero()):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 

@@ -29,8 +29,8 @@ class PromptCache:
     nor on the phase that asks first: an interrupted run that is resumed sees the same bits.
 
     Entries are known by their content: prompt, negative prompt, guidance on or off, image size, `max_sequence_length`,
-    dtype, the model's name and commit, and a sample of the text encoders' weights, since a name says nothing about a pipeline
-    made in memory or a folder that was written anew.
+    dtype, the model's name and commit, templates and limits of the tokenizers, and a sample of the text encoders' weights,
+    since a name says nothing about a pipeline made in memory or a folder that was written anew.
 
     Args:
         family ([`Family`]): encodes and stacks.
@@ -151,6 +151,17 @@ class PromptCache:
                     name: value
                     for name, value in pipeline.config.items()
                     if not name.startswith("_") and isinstance(value, (bool, int, float, str))
+                },
+                # Chat templates and system messages, where a pipeline has any.
+                "attributes": {
+                    name: value
+                    for name, value in vars(pipeline).items()
+                    if not name.startswith("_") and isinstance(value, (bool, int, float, str))
+                },
+                "tokenizers": {
+                    name: [type(tokenizer).__name__, getattr(tokenizer, "model_max_length", None)]
+                    for name, tokenizer in pipeline.components.items()
+                    if name.startswith("tokenizer") and tokenizer is not None
                 },
                 "model": str(pipeline.name_or_path or ""),
                 "commits": [getattr(config, "_commit_hash", None) for config in configs],

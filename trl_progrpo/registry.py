@@ -77,6 +77,8 @@ class Registry:
             ValueError: if nothing is called that; the message lists the known names and the nearest one. Or if what is called
                 that cannot be imported; the message says why, and the cause has the traceback.
         """
+        if not isinstance(name, str):
+            raise ValueError(f'{self.kind} {name!r} is no name; give one, or a path "package.module:attr".')
         if name in self._objects:
             return self._objects[name]
         for point in self._entry_points():

@@ -171,4 +171,4 @@ def test_so_does_all_that_was_launched(world, tmp_path, fate, moment, rank):
     assert in_time, said
     assert SAYS[fate].format(rank=rank, pid=doomed, machine=socket.gethostname()) in said
     # That of the first process that ended.
-    assert launcher.returncode in (LOST, 128 + signal.SIGKILL)
+    assert launcher.returncode in (LOST, 128 + signal.SIGKILL), said

@@ -31,7 +31,7 @@ from transformers import (
     Qwen3Model,
 )
 
-from trl_progrpo.policies import FlowSDE
+from trl_progrpo.policies import POLICIES
 
 
 PROMPTS = ("a red circle", "two blue squares above a white triangle")
@@ -210,7 +210,7 @@ def make_sana(scheduler: Any = None, **transformer: Any) -> SanaPipeline:
 def sample(family, noise: torch.Tensor, prompts=PROMPTS, negative_prompts=None, steps: int = 2) -> torch.Tensor:
     """Final latents of the noise-free chain."""
     conditioning, schedule = family.encode_prompts(prompts, negative_prompts), family.make_schedule(steps)
-    latents, policy = family.init_latents(noise), FlowSDE().ode()
+    latents, policy = family.init_latents(noise), POLICIES.get(family.policies[0])().ode()
     for i in range(steps):
         output = family.predict(family.denoiser, latents, schedule.timesteps[i], conditioning)
         latents = policy.step(output, latents, schedule, i).mean

@@ -104,6 +104,16 @@ def test_latents_are_normalised_and_in_patches():
     torch.testing.assert_close(images, (vae.decode(encoded).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("downscale", [2, 3])
+def test_previews_are_made_smaller_where_statistics_no_longer_count(downscale):
+    family = Flux2KleinFamily(tiny_flux2_klein(), height=12, width=24, max_sequence_length=32)
+    vae, encoded = family.pipeline.vae, torch.randn(2, 2, 6, 12)
+    smaller = torch.nn.functional.avg_pool2d(encoded, downscale)
+    images = family.decode_preview(vae.bn(family.pipeline._patchify_latents(encoded)), downscale=downscale)
+    torch.testing.assert_close(images, (vae.decode(smaller).sample / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("make, cls", [(tiny_flux2_klein, Flux2KleinFamily), (tiny_flux2, Flux2Family)])
 def test_half_precision_rounds_time_like_the_pipeline(make, cls):
     pipeline = make()
@@ -130,3 +140,11 @@ def test_loads_from_a_folder(tmp_path):
     pipeline = load_pipeline(str(tmp_path))
     assert isinstance(pipeline, diffusers.Flux2KleinPipeline)
     assert pipeline.config.is_distilled
+
+
+def test_half_precision_leaves_the_vae_as_it_is(tmp_path):
+    tiny_flux2_klein().save_pretrained(tmp_path)
+    whole, half = load_pipeline(str(tmp_path)), load_pipeline(str(tmp_path), torch.bfloat16)
+    assert (half.transformer.dtype, half.text_encoder.dtype) == (torch.bfloat16, torch.bfloat16)
+    for name, tensor in whole.vae.state_dict().items():
+        torch.testing.assert_close(half.vae.state_dict()[name], tensor, rtol=0, atol=0)

@@ -112,3 +112,19 @@ def test_a_family_that_must_pad_is_told_so(families):
     singles = [family.encode_prompts([prompt], [prompt]) for prompt in PROMPTS]
     with pytest.raises(ValueError, match=r"ZImageFamily encodes prompts of different lengths.* override `stack`"):
         Family.stack(family, singles)
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [("flux2 dev", "system_message", "You draw."), ("qwen_image", "prompt_template_encode", "Draw {}!"),
+     ("sd", "tokenizer.model_max_length", 7)],
+)  # fmt: skip
+def test_another_template_or_limit_is_another_entry(name, attribute, value):
+    maker, scale, length, _, _ = FAMILIES[name]
+    pipeline = maker()
+    family = family_class(pipeline)(pipeline, guidance_scale=scale, max_sequence_length=length)
+    before = PromptCache(family)._key("a", None)
+    assert before == PromptCache(family)._key("a", None)
+    owner, _, field = attribute.rpartition(".")
+    setattr(getattr(pipeline, owner) if owner else pipeline, field, value)
+    assert before != PromptCache(family)._key("a", None)

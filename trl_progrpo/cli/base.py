@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 
 
 class CommandError(Exception):
@@ -155,13 +155,11 @@ def _no_room(error: Exception) -> str | None:
 def _raised_here(traceback: TracebackType | None) -> bool:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    module = traceback.tb_frame.f_globals.get("__name__", "") if traceback is not None else ""
-    return module.partition(".")[0] == __package__.partition(".")[0]
+    return traceback is not None and _is_ours(traceback.tb_frame)
 
 
-def counted(number: int, what: str) -> str:
-    """A number and what there is of it: `1 image`, `2,000 images`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] == __package__.partition(".")[0]
 
 
 @contextmanager
@@ -187,8 +185,7 @@ def _warned_here() -> bool:
     # Of Python itself, under another name from 3.14 on.
     while frame is not None and frame.f_globals.get("__name__") in ("warnings", "_py_warnings"):
         frame = frame.f_back
-    module = frame.f_globals.get("__name__", "") if frame is not None else ""
-    return module.partition(".")[0] == __package__.partition(".")[0]
+    return frame is not None and _is_ours(frame)
 
 
 _NO_NEWS = ("requires torchvision", "No LoRA keys associated to")

@@ -8,8 +8,9 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..arithmetic import count_work, in_figures, prune_schedule
-from .base import counted, quieten_libraries, user_errors
+from ..arithmetic import count_work, prune_schedule
+from ..words import counted, in_figures
+from .base import quieten_libraries, user_errors
 from .resolved_config import resolved_config, to_yaml
 
 

@@ -184,8 +184,10 @@ def _ending_stopped_processes() -> Iterator[None]:
 def accelerate_configs() -> dict[str, str]:
     """Files of the configurations that come with TRL and with this package, by name; of two of one name, this package's."""
     folders = [resources.files(package).joinpath("accelerate_configs") for package in ("trl", "trl_progrpo")]
-    items = [item for folder in folders for item in folder.iterdir() if item.name.endswith(".yaml")]
-    return dict(sorted((Path(item.name).stem, str(item)) for item in items))
+    found: dict[str, str] = {}
+    for folder in folders:
+        found |= {Path(item.name).stem: str(item) for item in folder.iterdir() if item.name.endswith(".yaml")}
+    return dict(sorted(found.items()))
 
 
 def launch_options() -> dict[str, argparse.Action]:

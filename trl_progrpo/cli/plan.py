@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, counted, quieten_libraries, user_errors
+from ..words import counted
+from .base import CommandError, quieten_libraries, user_errors
 from .generate import check_writable
 from .plan_measure import count, measure, rows_of
 from .plan_memory import Memory, estimate, note

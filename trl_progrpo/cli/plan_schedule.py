@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, counted, user_errors
+from ..words import counted
+from .base import CommandError, user_errors
 
 
 if TYPE_CHECKING:

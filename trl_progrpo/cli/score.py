@@ -11,7 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, CommandParser, counted, quieten_libraries, user_errors
+from ..words import counted, with_error
+from .base import CommandError, CommandParser, quieten_libraries, user_errors
 from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
 from .image_files import ImageFile, images_of
 
@@ -92,7 +93,7 @@ def print_scores(records: Sequence[Record], console: Console | None = None) -> N
     from rich.console import Console
     from rich.text import Text
 
-    from .summary import make_table, with_error
+    from .summary import make_table
 
     table = make_table("Images", "in the order given", "image", *records[0]["rewards"])
     # A shortened path cannot be copied.
@@ -106,7 +107,7 @@ def print_table(records: Sequence[Record], console: Console | None = None) -> No
     """Mean and standard error of every reward; with an adapter the paired difference to the base as well."""
     from rich.console import Console
 
-    from .summary import make_table, with_error
+    from .summary import make_table
 
     sources = list(dict.fromkeys(record["source"] for record in records))
     names = list(records[0]["rewards"])

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..heldout import evaluation_table
 from ..plots import prune_table
 from ..timing import phase_seconds
+from ..words import counted, number, with_error
 
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 
 def summary(
-    before: Mapping[str, float] | None,
-    after: Mapping[str, float] | None,
     log_history: Sequence[Mapping[str, Any]],
     *,
     files: Mapping[str, str | Path],
@@ -34,8 +33,6 @@ def summary(
     that loads the result.
 
     Args:
-        before (`Mapping[str, float]`, *optional*): metrics of `trainer.evaluate()` before training.
-        after (`Mapping[str, float]`, *optional*): the same after training.
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
         files (`Mapping[str, str | Path]`): label -> where it lies.
         code (`str`): Python that loads and samples; printed as it is, for copying.
@@ -48,7 +45,7 @@ def summary(
 
     console = console or Console(highlight=False)
     parts = [
-        _reward_table(before, after),
+        _reward_table(log_history),
         _funnel_table(prune_table(log_history, group_sizes, num_inference_steps)),
         _time_table(log_history),
     ]
@@ -69,47 +66,20 @@ def summary(
     console.print()
 
 
-def reward_rows(before: Mapping[str, float] | None, after: Mapping[str, float]) -> list[dict[str, Any]]:
-    """
-    One row per held-out reward: `name`, `before`, `before_stderr`, `after`, `after_stderr`, `gain`, `gain_stderr`; NaN
-    where unknown. The weighted total comes first unless it is one of the rewards.
-
-    The error of a gain treats the two evaluations as independent; as both use the same prompts and seeds it is usually
-    smaller.
-    """
-    names = [key.removeprefix("eval_rewards/").removesuffix("/mean") for key in after if key.endswith("/mean")]
-    keys = {name: (f"eval_rewards/{name}/mean", f"eval_rewards/{name}/stderr") for name in names}
-    if "eval_reward" in after and not any(after[mean] == after["eval_reward"] for mean, _ in keys.values()):
-        keys = {"weighted total": ("eval_reward", "eval_reward_stderr"), **keys}
-    rows = []
-    for name, (mean, stderr) in keys.items():
-        row = {
-            "name": name,
-            "before": (before or {}).get(mean, math.nan),
-            "before_stderr": (before or {}).get(stderr, math.nan),
-            "after": after[mean],
-            "after_stderr": after.get(stderr, math.nan),
-        }
-        row["gain"] = row["after"] - row["before"]
-        row["gain_stderr"] = math.hypot(row["before_stderr"], row["after_stderr"])
-        rows.append(row)
-    return rows
-
-
-def _reward_table(before, after) -> Table | None:
-    if not after:
+def _reward_table(log_history) -> Table | None:
+    rows = evaluation_table(log_history)
+    if not rows:
         return None
-    count = after.get("eval_num_prompts")
-    note = "mean ± standard error" + (f" over {count:g} images" if count else "") + ", noise-free, same seeds"
+    note = f"mean ± standard error over {counted(rows[0]['num_prompts'], 'image')}, noise-free, same seeds"
     table = make_table("Held-out reward", note, "reward", "before", "after", "gain")
-    for row in reward_rows(before, after):
-        gain, error = row["gain"], row["gain_stderr"]
-        style = "" if not abs(gain) > 2 * error else "green" if gain > 0 else "red"
+    for row in rows:
+        style = "" if not row["sure"] else "red" if row["fell"] else "green"
+        text = with_error(row["gain"], row["gain_stderr"], "+")
         table.add_row(
             row["name"],
             with_error(row["before"], row["before_stderr"]),
             with_error(row["after"], row["after_stderr"]),
-            f"[{style}]{with_error(gain, error, '+')}[/]" if style else with_error(gain, error, "+"),
+            f"[{style}]{text}[/]" if style else text,
         )
     return table
 
@@ -125,8 +95,8 @@ def _funnel_table(rows) -> Table | None:
         table.add_row(
             "finished" if row["post_hoc"] else f"step {row['step']}",
             "{} → {}".format(*row["sizes"]) if row["sizes"] else "",
-            *(_number(row[f"reward_std_{name}"]) for name in ("before", "random", "after")),
-            _number(row["rank_corr"], digits=2),
+            *(number(row[f"reward_std_{name}"]) for name in ("before", "random", "after")),
+            number(row["rank_corr"], digits=2),
         )
     return table
 
@@ -159,14 +129,3 @@ def make_table(title: str, note: str, first: str, *columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
-
-
-def with_error(value: float, error: float, sign: str = "") -> str:
-    """`value ± error`; a dash for NaN, and no error where there is none."""
-    return _number(value, sign) + ("" if math.isnan(error) or math.isnan(value) else f" ± {_number(error)}")
-
-
-def _number(value: float, sign: str = "", digits: int = 3) -> str:
-    if math.isnan(value):
-        return "–"
-    return f"{value:{sign}.{digits}f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"

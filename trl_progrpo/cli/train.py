@@ -178,8 +178,6 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         from .summary import summary
 
         summary(
-            before,
-            after,
             trainer.state.log_history,
             files=_saved_files(trainer, output_dir) | files,
             code=loading_code(trainer, output_dir),

@@ -28,11 +28,15 @@ def as_prompts(data: Any, prompt_column: str, name: str) -> Any:
     What a user gives as a dataset, as rows with a prompt column: a list of texts becomes a [`~datasets.Dataset`].
 
     Raises:
-        ValueError: if it is a single text, or a dictionary of splits.
+        ValueError: if it is a single text, a dictionary of splits, or a table of pandas.
     """
     if isinstance(data, str):
         raise ValueError(
             f"`{name}` is the text {data!r}; give a list of prompts, or load a dataset by that name first."
+        )
+    if type(data).__module__.partition(".")[0] == "pandas":
+        raise ValueError(
+            f"`{name}` is a {type(data).__name__} of pandas; give `datasets.Dataset.from_pandas(...)` of it."
         )
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
         raise ValueError(
@@ -122,21 +126,20 @@ def check_variety(dataset: Any, prompt_column: str, name: str) -> None:
         name (`str`): the argument it was given as.
 
     Raises:
-        ValueError: if all of several rows have the same prompt. A warning if some rows are the same in all columns.
+        ValueError: if all of several rows are the same. A warning if some are.
     """
     if is_stream(dataset) or len(dataset) < 2:
         return
-    first = dataset[0][prompt_column]
-    if all(prompt == first for prompt in _column(dataset, prompt_column)):
-        raise ValueError(
-            f"`{name}` has {len(dataset)} rows, and all of them the prompt {first!r}; give different prompts, or a single row "
-            "if only this one is to be trained on."
-        )
     prompts = list(islice(_column(dataset, prompt_column), LOOKED_AT))
     counts = Counter(prompts)
     # The same prompt with other columns, such as another target, is another task.
     rows = [repr(dataset[index]) for index, prompt in enumerate(prompts) if counts[prompt] > 1]
     repeated = len(rows) - len(set(rows))
+    if repeated == len(prompts) - 1:
+        raise ValueError(
+            f"`{name}` has {len(dataset)} rows, and all of them the prompt {prompts[0]!r} with the same columns; give different "
+            "prompts, or a single row if only this one is to be trained on."
+        )
     if repeated:
         warnings.warn(
             f"{repeated} of the first {len(prompts)} rows of `{name}` are the same as a row before them, so their prompts are "

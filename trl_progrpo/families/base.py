@@ -39,6 +39,8 @@ class Family(ABC):
         policies (`tuple[str, ...]`): names of the policies that fit, the default first.
         optional_components (`tuple[str, ...]`): components that may be missing from a checkpoint and are loaded as `None`.
 
+        base_scheduler ([`~diffusers.SchedulerMixin`]): what the pipeline came with; families may put another in its place.
+
     Raises:
         ValueError: if height or width is not a positive multiple of `size_multiple`, or guidance is below 1.
     """
@@ -62,6 +64,7 @@ class Family(ABC):
         max_sequence_length: int | None = None,
     ):
         self.pipeline = pipeline
+        self.base_scheduler = pipeline.scheduler
         self.height = height or self.default_size
         self.width = width or self.default_size
         for name, value in (("height", self.height), ("width", self.width)):

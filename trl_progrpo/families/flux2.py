@@ -81,10 +81,21 @@ class _Flux2Base(Family):
         return self.spatial_latents(latents * std.to(latents) + mean.to(latents))
 
     def decode_spatial(self, latents: torch.Tensor) -> torch.Tensor:
-        vae = self.pipeline.vae
         # The statistics are those of the channels of patches.
-        patches = self.pipeline._patchify_latents(latents.to(vae.dtype))
-        return to_unit_range(vae.decode(self.denormalised_latents(patches), return_dict=False)[0])
+        patches = self.pipeline._patchify_latents(latents.to(self.pipeline.vae.dtype))
+        return self._decode_denormalised(self.denormalised_latents(patches))
+
+    def decode_preview(
+        self, latents: torch.Tensor, decoder: torch.nn.Module | None = None, downscale: int = 1
+    ) -> torch.Tensor:
+        if decoder is not None or downscale == 1:
+            return super().decode_preview(latents, decoder, downscale)
+        # Averages over places in a patch have no statistics, and what is left may be no whole number of patches.
+        denormalised = self.denormalised_latents(latents.to(self.pipeline.vae.dtype))
+        return self._decode_denormalised(torch.nn.functional.avg_pool2d(denormalised, downscale))
+
+    def _decode_denormalised(self, latents: torch.Tensor) -> torch.Tensor:
+        return to_unit_range(self.pipeline.vae.decode(latents, return_dict=False)[0])
 
 
 @register_family

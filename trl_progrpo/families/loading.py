@@ -23,6 +23,11 @@ EMBEDDED = {"shapes": model_path}
 """Models that ship with the package, by name."""
 
 
+def by_name(model: str | os.PathLike | DiffusionPipeline) -> str | DiffusionPipeline:
+    """A model as it was given, but for paths, which become their text."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
+
+
 def _resolve(model: str) -> str:
     return str(EMBEDDED[model]()) if model in EMBEDDED else model
 
@@ -56,14 +61,15 @@ def _read_index(model: str, **kwargs: Any) -> dict[str, Any]:
     return index
 
 
-def pipeline_class_name(model: str | DiffusionPipeline, **kwargs: Any) -> str:
+def pipeline_class_name(model: str | os.PathLike | DiffusionPipeline, **kwargs: Any) -> str:
     """The pipeline class of a loaded pipeline, a local folder, a Hub name or an embedded model."""
+    model = by_name(model)
     if not isinstance(model, str):
         return type(model).__name__
     return _read_index(_resolve(model), **kwargs)["_class_name"]
 
 
-def family_class(model: str | DiffusionPipeline, **kwargs: Any) -> type[Family]:
+def family_class(model: str | os.PathLike | DiffusionPipeline, **kwargs: Any) -> type[Family]:
     """
     The family that serves a model.
 
@@ -85,13 +91,13 @@ def missing_components(family: type[Family], index: dict[str, Any]) -> dict[str,
 
 
 def load_pipeline(
-    model: str | DiffusionPipeline, dtype: torch.dtype | None = None, **kwargs: Any
+    model: str | os.PathLike | DiffusionPipeline, dtype: torch.dtype | None = None, **kwargs: Any
 ) -> DiffusionPipeline:
     """
     Loads a pipeline by name; a pipeline is returned as it is.
 
     Args:
-        model (`str` or [`~diffusers.DiffusionPipeline`]): a local folder, a Hub name, `"shapes"` or a pipeline.
+        model (`str`, `os.PathLike` or [`~diffusers.DiffusionPipeline`]): a local folder, a Hub name, `"shapes"` or a pipeline.
         dtype (`torch.dtype`, *optional*): of the weights; the VAE stays in fp32, where the decoded image is a reward's
             only input.
         kwargs: for [`~diffusers.DiffusionPipeline.from_pretrained`].
@@ -99,6 +105,7 @@ def load_pipeline(
     Raises:
         ValueError: as [`family_class`] does, before any weights are read; if weights are missing or damaged.
     """
+    model = by_name(model)
     if not isinstance(model, str):
         return model
     family = family_class(model, **kwargs)
@@ -107,7 +114,9 @@ def load_pipeline(
     missing = missing_components(family, index)
     try:
         with _quiet() if model in EMBEDDED else nullcontext():
-            pipeline = DiffusionPipeline.from_pretrained(path, **{"dtype": dtype, **missing, **kwargs})
+            # Not cast up afterwards: weights that were read in half precision are rounded.
+            dtypes = {"default": dtype, "vae": torch.float32} if dtype is not None else None
+            pipeline = DiffusionPipeline.from_pretrained(path, **{"dtype": dtypes, **missing, **kwargs})
     except (OSError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(

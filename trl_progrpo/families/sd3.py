@@ -9,7 +9,7 @@ import torch
 
 from ..types import Conditioning, Schedule
 from .base import Family, register_family, to_unit_range
-from .flow_schedule import resolution_shift
+from .flow_schedule import check_euler, resolution_shift
 
 
 @register_family
@@ -72,7 +72,7 @@ class StableDiffusion3Family(Family):
         return Conditioning({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}, negative)
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
-        scheduler = self.pipeline.scheduler
+        scheduler = check_euler(self.pipeline.scheduler)
         mu = None
         if scheduler.config.get("use_dynamic_shifting"):
             _, height, width = self.latent_shape

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Conditioning, Schedule
 from .base import Family, chat_tokens, pad_and_cat, register_family, stack_conditionings, to_unit_range
-from .flow_schedule import resolution_shift
+from .flow_schedule import check_euler, resolution_shift
 
 
 @register_family
@@ -74,7 +74,7 @@ class ZImageFamily(Family):
         return chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=True)
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
-        scheduler = self.pipeline.scheduler
+        scheduler = check_euler(self.pipeline.scheduler)
         _, height, width = self.latent_shape
         mu = resolution_shift(scheduler, (height // 2) * (width // 2))
         # Without dynamic shifting the scheduler ignores `mu`.

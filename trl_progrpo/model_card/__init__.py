@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..families.loading import EMBEDDED
 from ..heldout import evaluation_table
 from ..hub import redact
+from ..words import number, with_error
 from .command import Command, portable_path, portable_text, portable_values, started_with
 from .facts import (
     audit_table,
@@ -87,6 +88,8 @@ def write_model_card(
     card = ModelCard.from_template(
         data,
         template_str=files("trl_progrpo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
+        number=number,
+        with_error=with_error,
         title=model_name or os.path.basename(os.path.abspath(trainer.hub_model_id or output_dir)),
         base=_describe_base(trainer.model_name),
         what="LoRA adapter" if trainer.use_adapter else "fine-tuned pipeline",

@@ -16,6 +16,7 @@ from .. import __version__
 from ..cost import SCHEDULE_FIELDS
 from ..metrics import checkpoint_means
 from ..timing import phase_seconds
+from ..words import counted
 
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def describe_device(trainer: ProGRPOTrainer) -> str:
     device, threads = trainer.accelerator.device, torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
-        name += f" with {threads} thread{'s' if threads > 1 else ''}"
+        name += f" with {counted(threads, 'thread')}"
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "fp32"
     return f"{trainer.accelerator.num_processes} x {name}, {precision}"
 

@@ -12,10 +12,11 @@ from ..heldout import evaluation_table
 from ..model_card.facts import compute_table, describe_schedule, network_evaluations
 from ..monitoring.group_plots import histogram_edges
 from ..plots import prune_group_sizes, prune_table
+from ..words import number, with_error
 from .charts import alive_chart, histogram_chart, reward_chart, spread_chart
 from .run_folder import RunFolder
 from .sheets import SMALL, data_uri, read_sheet
-from .words import duration, number, seconds, setting, with_error
+from .words import duration, seconds, setting
 
 
 KEY_SETTINGS = (
@@ -32,7 +33,7 @@ KEY_SETTINGS = (
 def context(run: RunFolder) -> dict[str, Any]:
     """Everything the template asks for, by name; `None` or empty where the run has nothing to show."""
     args, history, recorded = run.config, run.log_history, run.recorded
-    evaluation = _evaluation(history)
+    evaluation = _evaluation(run)
     sizes = prune_group_sizes(args, run.choices) if args else {}
     table = prune_table(history, sizes, args.num_inference_steps if args else None)
     return {
@@ -41,7 +42,7 @@ def context(run: RunFolder) -> dict[str, Any]:
         "schedule": describe_schedule(args, run.choices).replace("`", "").replace("->", "→") if args else None,
         "tiles": list(_tiles(run, evaluation)),
         "evaluation": evaluation,
-        "fell": [row["name"] for row in evaluation if row["fell"]],
+        "fell": [row for row in evaluation if row["fell"]],
         "rewards": reward_chart(history),
         "images": _images(run),
         "prune": _prune(run, table) if table or sizes else None,
@@ -66,29 +67,18 @@ def _lead(run: RunFolder) -> str:
     return f"{model}{rewards + ' for ' if rewards else ''}{steps} optimiser steps with Pro-GRPO"
 
 
-def _evaluation(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """[`evaluation_table`] with what is written, the weighted total first where it is none of the rewards."""
-    rows = evaluation_table(history)
-    totals = [entry for entry in history if _is_number(entry.get("eval_reward"))]
-    if totals and not any(row["after"] == totals[-1]["eval_reward"] for row in rows):
-        as_reward = [
-            {
-                "step": entry["step"],
-                "eval_num_prompts": entry.get("eval_num_prompts", 0),
-                "eval_rewards/weighted total/mean": entry["eval_reward"],
-                "eval_rewards/weighted total/stderr": entry.get("eval_reward_stderr", math.nan),
-            }
-            for entry in totals
-        ]
-        rows = [*evaluation_table(as_reward), *rows]
+def _evaluation(run: RunFolder) -> list[dict[str, Any]]:
+    """[`evaluation_table`] with what is written."""
+    rows = evaluation_table(run.log_history, run.recorded.get("reward_funcs"))
     for row in rows:
-        row["text"] = {
-            "before": with_error(row["before"], row["before_se"]),
-            "after": with_error(row["after"], row["after_se"]),
-            "gain": with_error(row["gain"], row["gain_se"], "+"),
+        texts = {
+            "before": with_error(row["before"], row["before_stderr"]),
+            "after": with_error(row["after"], row["after_stderr"]),
+            "gain": with_error(row["gain"], row["gain_stderr"], "+"),
         }
-        sure = row["gain"] is not None and abs(row["gain"]) > 2 * row["gain_se"]
-        row["direction"] = "" if not sure else "up" if row["gain"] > 0 else "down"
+        # With a space that does not break, so that on a narrow page the error stands below its value.
+        row["text"] = {name: text.replace("± ", "±\N{NO-BREAK SPACE}") for name, text in texts.items()}
+        row["direction"] = "" if not row["sure"] else "down" if row["fell"] else "up"
     return rows
 
 
@@ -97,7 +87,12 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
     for row in evaluation[:2]:
         name = f"Held-out {row['name']}"
         if row["before"] is None:
-            yield {"label": name, "value": number(row["after"]), "note": f"± {number(row['after_se'])}", "sign": ""}
+            yield {
+                "label": name,
+                "value": number(row["after"]),
+                "note": f"± {number(row['after_stderr'])}",
+                "sign": "",
+            }
             continue
         value = f"{number(row['before'])} → {number(row['after'])}"
         yield {"label": name, "value": value, "note": row["text"]["gain"], "sign": row["direction"]}

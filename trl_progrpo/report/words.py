@@ -1,26 +1,11 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""Numbers and settings as a reader wants to see them."""
+"""Times and settings as a reader wants to see them."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from tqdm import tqdm
-
-
-def number(value: float | None, sign: str = "", digits: int = 3) -> str:
-    """Three decimals, or three significant digits where those would show nothing or too much; a dash for NaN and `None`."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:{sign}.{digits}f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"
-
-
-def with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    """`value ± error`, without the error where there is none."""
-    known = value is not None and error is not None and not math.isnan(error)
-    # With a space that does not break, so that on a narrow page the error stands below its value.
-    return number(value, sign) + (f" ±\N{NO-BREAK SPACE}{number(error)}" if known else "")
 
 
 def duration(seconds: float) -> str:

@@ -16,11 +16,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..words import counted
 from .base import RewardFunc
 
 
 RewardErrorKind = Literal["exception", "timeout", "not_finite", "wrong_length", "wrong_type"]
 REWARD_ERROR_KINDS: tuple[str, ...] = get_args(RewardErrorKind)
+
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class RewardError(ValueError):
@@ -48,8 +52,13 @@ class RewardError(ValueError):
 
 
 def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names."""
-    parameters = inspect.signature(function).parameters
+    """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names; of a network, its `forward`."""
+    try:
+        parameters = inspect.signature(
+            function.forward if isinstance(function, torch.nn.Module) else function
+        ).parameters
+    except ValueError:  # Some of those written in C have no signature.
+        return {}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return keywords
     return {name: value for name, value in keywords.items() if name in parameters}
@@ -78,7 +87,7 @@ def begin_call(
     Returns:
         `Callable`: returns one float per image, NaN for `None`; raises [`RewardError`].
     """
-    expected = len(prompts)
+    expected, version = len(prompts), _version(images)
     keywords = {**accepted_keywords(function, keywords), "prompts": list(prompts), "images": images}
     try:
         if timeout is not None and not inspect.iscoroutinefunction(function):
@@ -100,9 +109,20 @@ def begin_call(
                 late = isinstance(error, TimeoutError) and not values.done()
                 values.cancel()
                 raise (_late(name, timeout, expected) if late else _failure(name, error, expected)) from error
+        if _version(images) != version:
+            raise RewardError(
+                f"reward function `{name}` has changed `images` in place, which other functions, logs and pictures read too; "
+                "let it work on `images.clone()`.",
+                "exception",
+            )
         return check_scores(name, result, expected)
 
     return finish
+
+
+def _version(images: Any) -> int | None:
+    """Changes with every operation in place; tensors of inference mode do not count them."""
+    return images._version if isinstance(images, torch.Tensor) and not images.is_inference() else None
 
 
 def check_scores(name: str, values: Any, expected: int) -> list[float]:
@@ -114,14 +134,17 @@ def check_scores(name: str, values: Any, expected: int) -> list[float]:
     """
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().tolist()
-    if isinstance(values, (str, dict)) or not hasattr(values, "__len__"):
+    if isinstance(values, (str, dict, set, frozenset)) or not hasattr(values, "__len__"):
         raise _not_a_list(name, type(values).__name__, expected, "wrong_type")
     if len(values) != expected:
         raise _not_a_list(name, f"{len(values)} values", expected, "wrong_length")
+    # A Series of pandas is read by its index otherwise.
+    values = list(values)
     scores, bad = [], []
     for index, value in enumerate(values):
         scores.append(_number(value))
-        if value is not None and not math.isfinite(scores[-1]):
+        # Also what is infinite once it is one of many in fp32.
+        if value is not None and not abs(scores[-1]) <= _LARGEST:
             bad.append(index)
     if bad:
         value = values[bad[0]]
@@ -202,8 +225,8 @@ def _raise(error: Exception) -> list[float]:
 
 def _late(name: str, timeout: float | None, expected: int) -> RewardError:
     return RewardError(
-        f"reward function `{name}` took longer than `reward_timeout` of {timeout:g} s for {_images(expected)}; raise it, or "
-        "make the function faster.",
+        f"reward function `{name}` took longer than `reward_timeout` of {timeout:g} s for {counted(expected, 'image')}; "
+        "raise it, or make the function faster.",
         "timeout",
     )
 
@@ -216,8 +239,8 @@ def _failure(name: str, error: Exception, expected: int) -> RewardError:
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
         message = (
-            f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring {_images(expected)}; mend "
-            "it, or let it return None for what it cannot score."
+            f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring "
+            f"{counted(expected, 'image')}; mend it, or let it return None for what it cannot score."
         )
     failure = RewardError(
         message,
@@ -240,14 +263,10 @@ def _is_our_sentence(error: Exception) -> bool:
     return frame.f_globals.get("__name__", "").startswith(f"{__package__}.")
 
 
-def _images(number: int) -> str:
-    return f"{number} image{'' if number == 1 else 's'}"
-
-
 def _not_a_list(name: str, returned: str, expected: int, kind: RewardErrorKind) -> RewardError:
     return RewardError(
-        f"reward function `{name}` returned {returned} for {_images(expected)}; return a list with one number (or None) per "
-        "image.",
+        f"reward function `{name}` returned {returned} for {counted(expected, 'image')}; return a list with one number "
+        "(or None) per image.",
         kind,
         divisible=expected > 1,
     )

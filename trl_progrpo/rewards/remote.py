@@ -193,7 +193,7 @@ def encode_image(image: Image.Image, image_format: str, index: int) -> bytes:
 def _in_threads(
     score: Callable[[range], list[float | None]], chunks: Sequence[range], workers: int, stop: threading.Event
 ) -> list[Future[list[float | None]]]:
-    """What `score` makes of each chunk; none is begun once `stop` is set."""
+    """What `score` makes of each chunk; none is begun once `stop` is set, nor by a thread whose chunk failed."""
     futures = [Future() for _ in chunks]
     waiting = deque(zip(chunks, futures))
 
@@ -207,6 +207,7 @@ def _in_threads(
                 future.set_result(score(chunk))
             except BaseException as error:
                 future.set_exception(error)
+                return  # the caller sets `stop` only once it has seen this: no chunk may be begun until then
 
     # Daemons, unlike the threads of a pool: a run that ends because one server failed does not wait for one that hangs.
     for _ in range(min(workers, len(chunks))):

@@ -59,6 +59,10 @@ class RewardRunner:
         timeout: float | None = None,
         max_retries: int = 3,
     ):
+        if isinstance(reward_funcs, Mapping):
+            raise ValueError(
+                f"`reward_funcs` is a dict of {', '.join(map(repr, reward_funcs))}; give a list of its values."
+            )
         if callable(reward_funcs) or isinstance(reward_funcs, str):
             reward_funcs = [reward_funcs]
         if not reward_funcs:
@@ -93,6 +97,7 @@ class RewardRunner:
             if not inspect.isclass(function) and callable(getattr(function, "load", None)):
                 function.load()
 
+    @torch.no_grad()
     def __call__(
         self,
         prompts: Sequence[str],
@@ -179,11 +184,12 @@ class _Batch:
 
     def given(self, function: RewardFunc, rows: slice) -> tuple[Any, dict[str, Any]]:
         """Images and keywords for `function`."""
-        columns, images = self.columns, self.images
+        images = self.images[rows]
         if getattr(function, "image_type", "pil") != "pt":
-            images = self._pil = to_pil(self.images) if self._pil is None else self._pil
-        if rows != slice(None):
-            columns, images = {name: list(values)[rows] for name, values in columns.items()}, images[rows]
+            self._pil = to_pil(self.images) if self._pil is None else self._pil
+            # Copies, as of the columns: functions sort lists and make thumbnails in place.
+            images = [image.copy() for image in self._pil[rows]]
+        columns = {name: list(values)[rows] for name, values in self.columns.items()}
         return images, {**columns, "preview": self.preview}
 
 

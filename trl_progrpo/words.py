@@ -1,0 +1,29 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Numbers as a reader wants to see them. Standard library only."""
+
+from __future__ import annotations
+
+import math
+
+
+def counted(number: int, what: str, plural: str = "s") -> str:
+    """A number and what there is of it: `1 image`, `2,000 images`."""
+    return f"{number:,} {what}{'' if number == 1 else plural}"
+
+
+def in_figures(number: float) -> str:
+    """A count with thousands separated, and one decimal where it is a mean over rollouts that is not whole."""
+    return f"{number:,.0f}" if abs(number - round(number)) < 1e-6 else f"{number:,.1f}"
+
+
+def number(value: float | None, sign: str = "", digits: int = 3) -> str:
+    """Three decimals, or three significant digits where those would show nothing or too much; a dash for NaN and `None`."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:{sign}.{digits}f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"
+
+
+def with_error(value: float | None, error: float | None, sign: str = "") -> str:
+    """`value ± error`, without the error where there is none."""
+    known = value is not None and error is not None and not math.isnan(value) and not math.isnan(error)
+    return number(value, sign) + (f" ± {number(error)}" if known else "")
