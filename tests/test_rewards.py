@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import pickle
 import threading
 import warnings
 
@@ -274,6 +275,12 @@ class TestBuiltIns:
             RewardError, match=r"`raising` raised ValueError: no such colour .* while scoring 1 image; "
         ):
             RewardRunner(raising)(PROMPTS[:1], IMAGES[:1])
+
+    def test_it_comes_back_whole_from_another_process(self):
+        error = RewardError("no score.", "not_finite", [1], [0.5, math.nan], True)
+        back = pickle.loads(pickle.dumps(error))
+        assert str(back) == "no score."
+        assert repr(vars(back)) == repr(vars(error))
 
 
 class TestFaults:

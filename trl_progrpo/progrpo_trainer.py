@@ -142,6 +142,7 @@ class ProGRPOTrainer(ShardingTrainer):
 
     _tag_names = ["trl", "progrpo"]
     _name = "Pro-GRPO"
+    _sampler_class = ExpandPruneSampler
 
     def __init__(
         self,
@@ -368,7 +369,7 @@ class ProGRPOTrainer(ShardingTrainer):
         self.prompt_cache.drop_text_encoders()
 
     def _make_sampler(self, policy, num_inference_steps, **kwargs) -> ExpandPruneSampler:
-        return ExpandPruneSampler(
+        return self._sampler_class(
             self.family,
             policy,
             kwargs.pop("scorer", self.reward_runner),

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from arena_report import DONE
+from arena_switches import SWITCHES
 from datasets import concatenate_datasets
 from transformers import TrainerCallback
 
@@ -96,8 +97,8 @@ class Meter(TrainerCallback):
         }
 
 
-class _Trainer(ProGRPOTrainer):
-    """Evaluates off the clock and writes down what came out."""
+class _Measured:
+    """For a trainer: evaluates off the clock and writes down what came out."""
 
     meter: Meter
     write: Any
@@ -126,7 +127,7 @@ def run(
     `{"done": true}`.
 
     Args:
-        settings (`dict`): of [`ProGRPOConfig`].
+        settings (`dict`): of [`ProGRPOConfig`], and `switch`, the name of one of `arena_switches.py`, or none.
         seed (`int`): of the run; with it come prompts, noise and initial LoRA weights.
         budget ([`Budget`]): when to stop.
         log (`Path`): the file, written anew.
@@ -144,6 +145,8 @@ def run(
             file.flush()
 
         write({"settings": settings, "seed": seed, "budget": asdict(budget), "variant": variant, "eval_on": eval_on})
+        settings = dict(settings)
+        trainer_class = SWITCHES.get(settings.pop("switch", None), ProGRPOTrainer)
         args = ProGRPOConfig(
             output_dir=folder,
             seed=seed,
@@ -163,7 +166,7 @@ def run(
             from shapes_ddim import load_shapes_ddim
 
             model = load_shapes_ddim()
-        trainer = _Trainer(
+        trainer = type("Measured", (_Measured, trainer_class), {})(
             model=model,
             reward_funcs="shapes",
             args=args,

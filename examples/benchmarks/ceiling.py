@@ -143,13 +143,24 @@ def _features(trainer: ProGRPOTrainer, rollout: Rollout) -> torch.Tensor:
 
 def learn(lessons: Recorded, step: int, epochs: int = 12) -> Callable[[Recorded], torch.Tensor]:
     """
-    A head for one step: a network with two hidden layers, trained on seven eighths of the lessons to say by how much a member's
-    reward is above the mean of its group. Returns what it says of the members `(P, n)` of other groups.
+    A head for one step, trained on seven eighths of the lessons to say by how much a member's reward is above the mean of its
+    group. Returns what it says of the members `(P, n)` of other groups.
     """
-    torch.manual_seed(step)
     taught = _taught(lessons)
-    inputs = lessons.features[step, :taught].flatten(0, 1)
-    target = _centred(lessons.rewards[:taught]).flatten()
+    head = fit_head(
+        lessons.features[step, :taught].flatten(0, 1), _centred(lessons.rewards[:taught]).flatten(), step, epochs
+    )
+    return lambda groups: head(groups.features[step])
+
+
+@torch.enable_grad()
+def fit_head(
+    inputs: torch.Tensor, target: torch.Tensor, seed: int, epochs: int = 12
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """
+    A network with two hidden layers that says `(...)` of features `(..., f)` what `target` `(B,)` is of `inputs` `(B, f)`.
+    """
+    torch.manual_seed(seed)
     mean, std = inputs.mean(0), inputs.std(0) + 1e-3
     head = torch.nn.Sequential(
         torch.nn.Linear(inputs.shape[1], 256),
@@ -171,8 +182,8 @@ def learn(lessons: Recorded, step: int, epochs: int = 12) -> Callable[[Recorded]
     head.eval()
 
     @torch.no_grad()
-    def guess(groups: Recorded) -> torch.Tensor:
-        return head((groups.features[step] - mean) / std).squeeze(-1)
+    def guess(features: torch.Tensor) -> torch.Tensor:
+        return head((features - mean) / std).squeeze(-1)
 
     return guess
 

@@ -50,6 +50,10 @@ class RewardError(ValueError):
         super().__init__(message)
         self.kind, self.rows, self.scores, self.divisible = kind, rows, scores, divisible
 
+    def __reduce__(self):
+        # An exception is pickled with its message alone, and a process pool would break on it.
+        return type(self), (str(self), self.kind, self.rows, self.scores, self.divisible)
+
 
 def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
     """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names; of a network, its `forward`."""
