@@ -134,9 +134,9 @@ def test_advantages_are_those_of_the_whole_group(make):
         expected = group_advantages(rewards, torch.zeros(8, dtype=torch.long))[2:]
         assert_close(found[rollout.prompt_index == prompt], expected[last.kept[last.prompt_index == prompt]])
     trainer.train()
+    only_previews = rollout.replace(prune_records=(dataclasses.replace(last, step_index=1),))
     with pytest.raises(ValueError, match="last selection"):
-        record = dataclasses.replace(last, step_index=1)
-        trainer._advantages(rollout.replace(prune_records=(record,)))
+        trainer._advantages(only_previews)
 
 
 def test_a_head_takes_the_place_of_previews(make):
