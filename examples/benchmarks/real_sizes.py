@@ -3,7 +3,8 @@
 Time and memory of one rollout and one update at the sizes of real models, with random weights: nothing is downloaded.
 
 ```
-python examples/benchmarks/real_sizes.py --model sd3.5-medium
+python examples/benchmarks/real_sizes.py --models sd3.5-medium --sizes 512 1024 --output outputs/real-sizes.jsonl
+python examples/benchmarks/real_sizes.py --models sd3.5-medium --sizes 512 --compile --output outputs/real-sizes.jsonl
 python examples/benchmarks/real_sizes.py --parameters    # counts parameters, needs neither a GPU nor memory
 python examples/benchmarks/real_sizes.py --smoke         # the same code on tiny networks, on the CPU
 ```
@@ -11,162 +12,42 @@ python examples/benchmarks/real_sizes.py --smoke         # the same code on tiny
 The denoiser and the VAE have the shapes of the published configurations. Text encoders are left out: the prompts' embeddings
 are random, of the right shape, which is what a run with `drop_text_encoders` has in memory. Images are noise, so rewards
 mean nothing.
+
+Every run trains for two rollouts with an update each. The first, in which kernels are chosen and compiled, is not counted; of
+the second it tells for every phase the seconds, the peak of allocated memory and, where networks are computed, the FLOPs that
+the work needs as a share of what the card reaches in a product of large matrices of the same precision, measured before.
+Passes that gradient checkpointing makes again are not needed, so not counted. Waits of the host are those within a phase; its end
+is always waited for, so that each has its own seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import gc
+import json
 import tempfile
 import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderKLFlux2,
-    AutoencoderKLQwenImage,
-    DDIMScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    Flux2Transformer2DModel,
-    FluxPipeline,
-    FluxTransformer2DModel,
-    QwenImageTransformer2DModel,
-    SanaTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    ZImageTransformer2DModel,
-)
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from real_networks import RUNS, make_pipeline, print_parameters
+from speed_turns import forget_peak, memory
+from transformers import TrainerCallback
 
 from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
-from trl_progrpo.families import FAMILIES, Family
+from trl_progrpo.families import Family
+from trl_progrpo.flops import unit_flops
+from trl_progrpo.timing import PhaseTimer
 from trl_progrpo.types import Conditioning
 
 
-SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768}
-SDXL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SD35_MEDIUM = {
-    "sample_size": 128,
-    "num_layers": 24,
-    "num_attention_heads": 24,
-    "caption_projection_dim": 1536,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "sample_size": 1024,
-}
-VAE_16 = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
-
-# What makes each of them small; the rest of a configuration stays.
-TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2}
-TINY = {
-    "sdxl": {
-        "sample_size": 4,
-        "block_out_channels": (8, 8, 16),
-        "transformer_layers_per_block": 1,
-        "attention_head_dim": 2,
-        "layers_per_block": 1,
-        "norm_num_groups": 2,
-    },
-    "sd3.5-medium": {
-        "sample_size": 4,
-        "num_layers": 2,
-        "num_attention_heads": 1,
-        "attention_head_dim": 16,
-        "caption_projection_dim": 16,
-        "pos_embed_max_size": 8,
-        "dual_attention_layers": (0,),
-    },
-    "flux.1-dev": {
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "num_attention_heads": 1,
-        "attention_head_dim": 16,
-        "axes_dims_rope": (4, 4, 8),
-    },
-}
-
-# Side of the image, guidance, and the shapes of one prompt's conditioning.
-RUNS: dict[str, dict[str, Any]] = {
-    "sdxl": {
-        "size": 1024,
-        "guidance_scale": 5.0,
-        "conditioning": {"prompt_embeds": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
-    },
-    "sd3.5-medium": {
-        "size": 512,
-        "guidance_scale": 4.5,
-        "conditioning": {"prompt_embeds": (333, 4096), "pooled_prompt_embeds": (2048,)},
-    },
-    "flux.1-dev": {
-        "size": 512,
-        "guidance_scale": 3.5,
-        "conditioning": {"prompt_embeds": (512, 4096), "pooled_prompt_embeds": (768,)},
-    },
-}
-
-
-def make_pipeline(name: str, device: str, dtype: torch.dtype, smoke: bool = False) -> Any:
-    """The pipeline without text encoders, with random weights: the denoiser in `dtype`, the VAE in fp32."""
-    tiny = TINY[name] if smoke else {}
-
-    def denoiser(cls: type, config: dict[str, Any]) -> torch.nn.Module:
-        # Made in place: a second copy in fp32 would need twice the memory.
-        torch.set_default_dtype(dtype)
-        try:
-            return cls(**{**config, **tiny})
-        finally:
-            torch.set_default_dtype(torch.float32)
-
-    def vae(config: dict[str, Any]) -> AutoencoderKL:
-        return AutoencoderKL(**{**config, **(TINY_VAE if smoke else {})})
-
-    with torch.device(device):
-        if name == "sdxl":
-            return StableDiffusionXLPipeline(
-                vae=vae({**VAE, "scaling_factor": 0.13025}),
-                unet=denoiser(UNet2DConditionModel, SDXL_UNET),
-                scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
-                **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
-                add_watermarker=False,
-            )
-        names = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-        if name == "sd3.5-medium":
-            return StableDiffusion3Pipeline(
-                vae=vae({**VAE_16, "scaling_factor": 1.5305, "shift_factor": 0.0609}),
-                transformer=denoiser(SD3Transformer2DModel, SD35_MEDIUM),
-                scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-                **dict.fromkeys((*names, "text_encoder_3", "tokenizer_3")),
-            )
-        return FluxPipeline(
-            vae=vae({**VAE_16, "scaling_factor": 0.3611, "shift_factor": 0.1159}),
-            transformer=denoiser(FluxTransformer2DModel, {"guidance_embeds": True}),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            **dict.fromkeys(names),
-        )
+SMOKE_SIZE = 32
 
 
 class RandomPrompts:
@@ -196,13 +77,92 @@ def brightness(prompts: list[str], images: torch.Tensor, **columns: Any) -> list
 brightness.image_type = "pt"
 
 
-def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds and bytes of one rollout and one update, after one of each to warm up."""
-    device = "cpu" if args.smoke else "cuda"
-    dtype = torch.float32 if args.smoke else torch.bfloat16
+class PhaseMeter(PhaseTimer):
+    """Seconds of every phase with the device waited for; also the peak of its memory and how often the host waited meanwhile."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.seconds = defaultdict(float)
+        self.syncs, self.peak = defaultdict(int), defaultdict(int)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begun = self._now()
+        forget_peak(self.device)
+        with super().__call__(phase), count_syncs(self.device) as found:
+            yield
+        self.seconds[phase] += self._now() - begun
+        self.syncs[phase] += len(found)
+        self.peak[phase] = max(self.peak[phase], memory(self.device)[1])
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
+
+
+@contextmanager
+def count_syncs(device: torch.device) -> Iterator[list[warnings.WarningMessage]]:
+    """Collects a warning for every operation that has the host wait for a CUDA device."""
+    if device.type != "cuda":
+        yield []
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            found[:] = [warning for warning in found if "synchroniz" in str(warning.message)]
+
+
+class SecondStep(TrainerCallback):
+    """Forgets what the first step took, and records a profile of the second."""
+
+    def __init__(self, meter: PhaseMeter, trace: Path | None):
+        self.meter, self.trace, self.profile = meter, trace, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            self.meter.forget()
+            if self.trace is not None:
+                self.profile = torch.profiler.profile()
+                self.profile.start()
+        elif self.profile is not None:
+            self.profile.stop()
+            self.trace.parent.mkdir(parents=True, exist_ok=True)
+            self.profile.export_chrome_trace(str(self.trace))
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second in products of square matrices, the best of ten."""
+    side = 8192 if device.type == "cuda" else 256
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(10):
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        begun = time.perf_counter()
+        for _ in range(10):
+            torch.mm(a, b)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        seconds.append((time.perf_counter() - begun) / 10)
+    return 2 * side**3 / min(seconds)
+
+
+def measure(name: str, size: int, rate: float, args: argparse.Namespace) -> dict[str, Any]:
+    """The second of two rollouts and updates: phase -> seconds, share of `rate`, peak memory in GiB, waits of the host."""
+    device = torch.device("cpu" if args.smoke else "cuda")
     run = RUNS[name]
-    size = 32 if args.smoke else args.size or run["size"]
-    pipeline = make_pipeline(name, device, dtype, args.smoke)
+    pipeline = make_pipeline(name, device.type, torch.float32 if args.smoke else torch.bfloat16, args.smoke)
     with tempfile.TemporaryDirectory() as folder:
         config = ProGRPOConfig(
             output_dir=folder,
@@ -219,6 +179,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
             decode_batch_size=1,
             # Not `False`, which transformers warns about.
             gradient_checkpointing=args.gradient_checkpointing or None,
+            torch_compile=args.compile,
+            torch_compile_backend=args.compile_backend if args.compile else None,
             max_steps=2,
             bf16=not args.smoke,
             use_cpu=args.smoke,
@@ -230,112 +192,110 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
         dataset = Dataset.from_dict({"prompt": ["one", "two"]})
         trainer = ProGRPOTrainer(model=pipeline, reward_funcs=brightness, args=config, train_dataset=dataset)
         trainer.prompt_cache = RandomPrompts(trainer.family, run["conditioning"])
-        if not args.smoke:
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
+        meter = PhaseMeter(device)
+        trainer.sampler.timer = trainer._timer = meter
+        trace = None if args.trace is None else args.trace / f"{name}-{size}{'-compiled' * args.compile}.json"
+        trainer.add_callback(SecondStep(meter, trace))
         trainer.train()
-        total = time.perf_counter() - started
-    last = [entry for entry in trainer.state.log_history if "reward" in entry][-1]
-    seconds = {key.removeprefix("time/"): value for key, value in last.items() if key.startswith("time/")}
-    if args.smoke:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    else:
-        peak = torch.cuda.max_memory_allocated()
-    parameters = sum(parameter.numel() for parameter in trainer.family.denoiser.parameters())
-    trained = sum(p.numel() for p in trainer.family.denoiser.parameters() if p.requires_grad)
+    rollout = trainer.last_rollout
+    parameters = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.family.denoiser.parameters()]
+    trainer.family.denoiser.disable_gradient_checkpointing()
+    # Counting needs shapes only; with weights, attention written as matrix products would not fit.
+    for module in (trainer.family.denoiser, pipeline.vae):
+        torch.nn.Module.to(module, "meta", torch.float32)
+    with torch.compiler.set_stance("force_eager"):
+        unit = unit_flops(trainer.family, trainer.prompt_cache(["one"]))
+    passes = len(rollout) * len(rollout.step_indices) * trainer.family.nfe_per_row
+    flops = {
+        "denoise": rollout.cost.nfe * unit.network,
+        "preview": rollout.cost.preview_decodes * unit.preview,
+        "decode": rollout.cost.decodes * unit.decode,
+        "update": passes * unit.training,
+    }
     return {
-        "parameters": parameters,
-        "trained parameters": trained,
+        "model": name,
         "size": size,
-        "network evaluations": last["sampling/nfe"],
-        **{f"seconds, {phase}": value for phase, value in seconds.items()},
-        "seconds, both steps": total,
-        "peak memory, GiB": peak / 2**30,
+        "compiled": args.compile,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "device": "CPU" if args.smoke else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "parameters": sum(number for number, _ in parameters),
+        "trained": sum(number for number, trained in parameters if trained),
+        "network_evaluations": rollout.cost.nfe,
+        "matrix_teraflops_per_second": rate / 1e12,
+        "phases": {
+            phase: {
+                "seconds": seconds,
+                "share": flops[phase] / seconds / rate if phase in flops else None,
+                "peak_gib": meter.peak[phase] / 2**30,
+                "syncs": meter.syncs[phase],
+            }
+            for phase, seconds in meter.seconds.items()
+        },
     }
 
 
-def real_modules() -> dict[str, tuple[str, type, Any, str]]:
-    """Networks whose shapes are known: pipeline class of the denoisers, class, configuration, what is known of it."""
-    known, default = "published configuration", "defaults of the class in diffusers"
-    return {
-        "SD 1.5 UNet": ("StableDiffusionPipeline", UNet2DConditionModel, SD15_UNET, known),
-        "SDXL UNet": ("StableDiffusionXLPipeline", UNet2DConditionModel, SDXL_UNET, known),
-        "SD 3.5 Medium": ("StableDiffusion3Pipeline", SD3Transformer2DModel, SD35_MEDIUM, known),
-        "FLUX.1-dev": ("FluxPipeline", FluxTransformer2DModel, {"guidance_embeds": True}, default),
-        "FLUX.2-dev": ("Flux2Pipeline", Flux2Transformer2DModel, {}, default),
-        "Qwen-Image": ("QwenImagePipeline", QwenImageTransformer2DModel, {}, default),
-        "Z-Image": ("ZImagePipeline", ZImageTransformer2DModel, {}, default),
-        "Sana 1.6B": ("SanaPipeline", SanaTransformer2DModel, {}, default),
-        "VAE, 4 channels": ("", AutoencoderKL, VAE, known),
-        "VAE, 16 channels": ("", AutoencoderKL, VAE_16, known),
-        "VAE of FLUX.2": ("", AutoencoderKLFlux2, {}, default),
-        "VAE of Qwen-Image": ("", AutoencoderKLQwenImage, {}, default),
-        "VAE of Sana": ("", AutoencoderDC, {}, default),
-        "CLIP-L": ("", CLIPTextModel, CLIPTextConfig(**CLIP_L), known),
-        "CLIP-bigG": ("", CLIPTextModelWithProjection, CLIPTextConfig(**CLIP_G), known),
-        "T5-XXL encoder": ("", T5EncoderModel, T5Config(**T5_XXL), known),
-    }
-
-
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-}
-T5_XXL = {
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
-
-
-def print_parameters(rank: int = 32) -> None:
-    """A line per network: parameters, GiB in bf16, parameters of the family's default LoRA."""
-    print(f"| Network | Parameters | bf16, GiB | LoRA, rank {rank} | Known from |\n|---|---|---|---|---|")
-    for name, (pipeline, cls, config, source) in real_modules().items():
-        with torch.device("meta"):
-            module = cls(**config) if isinstance(config, dict) else cls(config)
-        count = sum(parameter.numel() for parameter in module.parameters())
-        lora = ""
-        if pipeline:
-            targets = tuple(f".{target}" for target in FAMILIES.get(pipeline).lora_target_modules)
-            layers = [m for n, m in module.named_modules() if f".{n}".endswith(targets)]
-            lora = f"{sum(rank * (m.in_features + m.out_features) for m in layers) / 1e6:.1f} M"
-        print(f"| {name} | {count / 1e9:.3f} B | {2 * count / 2**30:.2f} | {lora} | {source} |", flush=True)
+def print_table(found: dict[str, Any]) -> None:
+    compiled = ", compiled" if found["compiled"] else ""
+    checkpointed = ", gradient checkpointing" if found["gradient_checkpointing"] else ""
+    print(
+        f"\n{found['model']} on {found['device']}, {found['size']} x {found['size']}{compiled}{checkpointed}: "
+        f"{found['parameters'] / 1e9:.3f} B parameters, {found['trained'] / 1e6:.1f} M trained, "
+        f"{found['network_evaluations']} network evaluations, products of matrices "
+        f"{found['matrix_teraflops_per_second']:.1f} TFLOPs/s\n\n"
+        "| Phase | Seconds | Share of the matrix rate | Peak memory, GiB | Waits of the host |\n|---|---|---|---|---|"
+    )
+    for phase, row in found["phases"].items():
+        share = "" if row["share"] is None else f"{row['share']:.2f}"
+        print(f"| {phase} | {row['seconds']:.3f} | {share} | {row['peak_gib']:.2f} | {row['syncs']} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--model", choices=[*RUNS, "all"], default="all", help="which size to measure")
-    parser.add_argument(
-        "--smoke", action="store_true", help="tiny networks on the CPU: only shows that the script works"
-    )
-    parser.add_argument("--parameters", action="store_true", help="count parameters and measure nothing")
-    parser.add_argument("--size", type=int, help="side of the images in pixels; the model's usual one if unset")
+    parser.add_argument("--models", choices=list(RUNS), nargs="+", default=list(RUNS), help="which to measure")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024], help="sides of the images in pixels")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--compile_backend", default="inductor")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--num_expansions", type=int, default=8)
     parser.add_argument("--num_generations", type=int, default=4)
     parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=2, help="trajectories per micro-batch of the update")
-    parser.add_argument("--gradient_checkpointing", action="store_true")
+    parser.add_argument("--output", type=Path, help="JSONL file to which every result is added")
+    parser.add_argument("--trace", type=Path, help="folder for a profile of each second step, as a Chrome trace")
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny networks on the CPU: only shows that the script works"
+    )
+    parser.add_argument("--parameters", action="store_true", help="count parameters and measure nothing")
     args = parser.parse_args()
     if args.parameters:
         print_parameters()
         return
     if args.smoke:
         args.num_expansions, args.num_generations, args.num_inference_steps, args.batch_size = 3, 2, 2, 2
+        args.sizes = [SMOKE_SIZE]
     elif not torch.cuda.is_available():
         parser.error("there is no CUDA device; give --smoke to try the script on tiny networks, or --parameters.")
-    for name in RUNS if args.model == "all" else [args.model]:
-        print(f"{name}{' (smoke: tiny networks)' if args.smoke else f' on {torch.cuda.get_device_name()}'}")
-        for key, value in measure(name, args).items():
-            print(f"  {key}: {value:,}" if isinstance(value, int) else f"  {key}: {value:.3f}")
+    if args.smoke:
+        rate = matrix_rate(torch.device("cpu"), torch.float32)
+    else:
+        rate = matrix_rate(torch.device("cuda"), torch.bfloat16)
+    for name in args.models:
+        for size in args.sizes:
+            try:
+                found = measure(name, size, rate, args)
+            except torch.OutOfMemoryError as error:
+                print(f"\n{name}, {size} x {size}: {str(error).splitlines()[0]}", flush=True)
+                continue
+            finally:
+                gc.collect()
+                torch.compiler.reset()
+                torch.cuda.empty_cache()
+            print_table(found)
+            if args.output is not None:
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                with open(args.output, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
