@@ -16,8 +16,8 @@ mean nothing.
 Every run trains for two rollouts with an update each. The first, in which kernels are chosen and compiled, is not counted; of
 the second it tells for every phase the seconds, the peak of allocated memory and, where networks are computed, the FLOPs
 that the work needs as a share of what the card reaches in a product of large matrices of the same precision, measured before.
-Passes that gradient checkpointing makes again are not needed, so not counted. Waits of the host are those within a phase; its end
-is always waited for, so that each has its own seconds.
+Passes that gradient checkpointing makes again are not needed, so not counted. Waits of the host are those within a phase; its
+end is always waited for, so that each has its own seconds.
 """
 
 from __future__ import annotations
