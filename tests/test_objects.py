@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """What a trainer is made of in Python: objects that cannot work are refused, and those of the user are left as they were."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -17,6 +18,11 @@ from trl_progrpo.tiny import model_path
 
 PROMPTS = ["a bird", "a cat"]
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Scorer(torch.nn.Module):
+    def forward(self, prompts, images, mask):
+        return images.mean((1, 2, 3))
 
 
 class TestRefused:
@@ -74,6 +80,48 @@ class TestRefused:
     def test_predict(self, make_trainer):
         with pytest.raises(NotImplementedError, match=r"use `generate` for images"):
             make_trainer().predict(PROMPTS)
+
+    def test_a_reward_that_asks_for_a_column_that_is_not_there(self, make_trainer):
+        def answer(prompts, images, answer):
+            return [0.0] * len(prompts)
+
+        rows = [{"prompt": prompt, "answer": "yes"} for prompt in PROMPTS]
+        told = (
+            r"`answer` has the parameter `answer`, which `{}` has no column for; .* `preview` and no column, so rename"
+        )
+        with pytest.raises(ValueError, match=told.format("train_dataset")):
+            make_trainer(reward_funcs=answer)
+        with pytest.raises(ValueError, match=told.format("train_dataset")):
+            make_trainer(preview_reward_funcs=answer, num_expansions=8, prune_steps=[0], prune_sizes=[4])
+        with pytest.raises(ValueError, match=told.format(r"eval_dataset\['birds'\]")):
+            make_trainer(eval_reward_funcs=answer, train_dataset=rows, eval_dataset={"birds": PROMPTS})
+        make_trainer(reward_funcs=answer, train_dataset=rows, eval_dataset=rows)
+
+    def test_a_wrapper_gives_what_its_function_asks_for(self):
+        def scale(prompts, images, factor):
+            return [factor] * len(prompts)
+
+        @functools.wraps(scale)
+        def wrapped(*args, **kwargs):
+            return scale(*args, factor=2.0, **kwargs)
+
+        def optional(prompts, images, *rest, answer=None, **columns):
+            return [0.0] * len(prompts)
+
+        RewardRunner([wrapped, optional, functools.partial(scale, factor=1.0)]).check_columns([], "it")
+        with pytest.raises(ValueError, match=r"`Scorer` has the parameter `mask`.* `preview` and tag, size, so"):
+            RewardRunner(Scorer()).check_columns(["tag", "size"], "it")
+
+    def test_a_best_metric_of_no_reward(self, make_trainer):
+        best = {
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+            "eval_dataset": PROMPTS,
+        }
+        with pytest.raises(ValueError, match=r"no reward is called 'nope'; there are redness\."):
+            make_trainer(metric_for_best_model="rewards/nope/mean", **best)
+        make_trainer(metric_for_best_model="eval_rewards/redness/mean", **best)
 
     def test_methods_that_are_never_called_are_told(self, make_trainer, make_pipeline, make_config, redness):
         class Mine(ProGRPOTrainer):

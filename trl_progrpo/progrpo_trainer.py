@@ -52,6 +52,7 @@ from .data import (
     as_prompts,
     check_datasets,
     check_prompts,
+    check_reward_columns,
     collate_rows,
     distinct_prompts,
     is_stream,
@@ -83,7 +84,7 @@ from .sharding_checks import check_sharding, sharding_of
 from .spread import Spread
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
-from .trainer_checks import check_objects, check_optimizer, check_pipeline
+from .trainer_checks import check_best_metric, check_objects, check_optimizer, check_pipeline
 from .types import Rollout, to_device
 
 
@@ -177,6 +178,10 @@ class ProGRPOTrainer(ShardingTrainer):
         train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
         eval_dataset = as_eval_prompts(eval_dataset, args.prompt_column)
         check_datasets(args, train_dataset, eval_dataset)
+        measured = [runner for runner in (self.reward_runner, self.eval_reward_runner) if runner is not None]
+        scorers = {self.reward_runner, self.preview_reward_runner}
+        check_reward_columns(args, train_dataset, eval_dataset, scorers, measured)
+        check_best_metric(args, [name for runner in measured for name in runner.names])
         check_sharding(args, optimizers[0])
         load_whole_weights(args)
         init_kwargs = dict(args.model_init_kwargs or {})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..arithmetic import count_work, prune_schedule
 from ..words import counted, in_figures
@@ -17,6 +17,7 @@ from .resolved_config import resolved_config, to_yaml
 if TYPE_CHECKING:
     from ..families import Family
     from ..progrpo_config import ProGRPOConfig
+    from ..rewards import RewardRunner
     from .script_arguments import ModelArguments, ScriptArguments
 
 
@@ -46,13 +47,13 @@ def dry_run(
         check_arguments(training_args)
         family, model = resolve_model(model_args, training_args)
         check_previews(family, training_args)
-        data, num_prompts = _data(script_args, training_args, processes)
-        rewards, num_rewards, num_preview_rewards = resolve_rewards(script_args, training_args)
+        runners = resolve_rewards(script_args, training_args)
+        data, num_prompts = _data(script_args, training_args, processes, runners)
         policy, trained_steps = resolve_policy(family, training_args)
-    counting = num_rewards, num_preview_rewards, family.nfe_per_row
+    counting = len(runners.trained), len(runners.previews), family.nfe_per_row
     schedule = _schedule(training_args, processes, counting, policy, trained_steps)
     whole = _whole_run(training_args, processes, counting, num_prompts)
-    sections = {"model": model, "data": data, "rewards": rewards, **schedule, **whole}
+    sections = {"model": model, "data": data, "rewards": _rewards(runners, training_args), **schedule, **whole}
     print("# A dry run of `trl-progrpo train`: no weights were loaded. What follows is a configuration for --config.")
     for title, lines in sections.items():
         print(f"#\n# {title}")
@@ -107,13 +108,17 @@ def resolve_model(
     ]
 
 
-def _data(script_args: ScriptArguments, args: ProGRPOConfig, processes: int) -> tuple[Lines, int | None]:
-    from ..data import check_datasets, is_stream
+def _data(
+    script_args: ScriptArguments, args: ProGRPOConfig, processes: int, runners: Runners
+) -> tuple[Lines, int | None]:
+    from ..data import check_datasets, check_reward_columns, is_stream
     from .data import load_prompts, named_data
 
     train, evaluation = load_prompts(script_args, args.prompt_column)
     with named_data(script_args), user_errors():
         check_datasets(args, train, evaluation, processes)
+        measured = filter(None, (runners.trained, runners.measured))
+        check_reward_columns(args, train, evaluation, (runners.trained, runners.previews), measured)
     num_prompts = None if is_stream(train) else len(train)
     columns = train.column_names or list(next(iter(train)))
     others = [name for name in columns if name != args.prompt_column]
@@ -124,23 +129,35 @@ def _data(script_args: ScriptArguments, args: ProGRPOConfig, processes: int) -> 
     ], num_prompts
 
 
-def resolve_rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> tuple[Lines, int, int]:
-    """What to print of the rewards, their number, and the number of those that score previews."""
+class Runners(NamedTuple):
+    """The rewards of a run: trained on, scoring previews, and measured in evaluations only."""
+
+    trained: RewardRunner
+    previews: RewardRunner
+    measured: RewardRunner | None
+
+
+def resolve_rewards(script_args: ScriptArguments, args: ProGRPOConfig) -> Runners:
+    """The rewards by their names."""
+    from ..evaluation import watching_runner
     from ..progrpo_trainer import ProGRPOTrainer
     from ..rewards import RewardRunner
 
-    runner = RewardRunner(script_args.reward_funcs, args.reward_weights)
-    trained = [f"{name} (weight {weight:g})" for name, weight in zip(runner.names, runner.weights.tolist())]
-    measured = RewardRunner(script_args.eval_reward_funcs).names if script_args.eval_reward_funcs else ["none"]
-    previews = ProGRPOTrainer._make_preview_runner(args, script_args.preview_reward_funcs, runner)
+    trained = RewardRunner(script_args.reward_funcs, args.reward_weights)
+    previews = ProGRPOTrainer._make_preview_runner(args, script_args.preview_reward_funcs, trained)
+    return Runners(trained, previews, watching_runner(script_args.eval_reward_funcs, trained))
+
+
+def _rewards(runners: Runners, args: ProGRPOConfig) -> Lines:
+    trained, previews, measured = runners
+    weighted = [f"{name} (weight {weight:g})" for name, weight in zip(trained.names, trained.weights.tolist())]
     has_previews = args.prune_steps or args.prune_schedule is not None
     pruned_by = ", ".join(previews.names) if has_previews else "nothing, as there is no `prune_steps`"
-    lines = [
-        ("trained on", ", ".join(trained)),
+    return [
+        ("trained on", ", ".join(weighted)),
         ("previews pruned by", pruned_by),
-        ("measured only", ", ".join(measured)),
+        ("measured only", ", ".join(measured.names) if measured is not None else "none"),
     ]
-    return lines, len(runner), len(previews)
 
 
 def resolve_policy(family: Family, args: ProGRPOConfig) -> tuple[Any, tuple[int, ...]]:

@@ -152,7 +152,7 @@ def make_plan(
         rows = rows_of(train, max(ROWS, options.calibration_groups))
         family, facts, flops, not_counted = count(model_args, training_args, rows)
         policy, trained_steps = resolve_policy(family, training_args)
-        _, num_rewards, num_preview_rewards = resolve_rewards(script_args, training_args)
+        runners = resolve_rewards(script_args, training_args)
     levels = []
     if options.calibrate:
         levels = noise_levels(training_args, family, options.noise_levels)
@@ -167,8 +167,8 @@ def make_plan(
         "num_prompts": geometry.groups_per_process,
         "trained_steps": len(trained_steps),
         "nfe_per_row": family.nfe_per_row,
-        "num_rewards": num_rewards,
-        "num_preview_rewards": num_preview_rewards,
+        "num_rewards": len(runners.trained),
+        "num_preview_rewards": len(runners.previews),
         "num_iterations": training_args.num_iterations,
         "reference": training_args.beta > 0,
     }

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..inherited import watches_a_metric
@@ -13,6 +13,7 @@ from .prompts import as_prompts, check_prompts, check_stream_options, check_vari
 
 if TYPE_CHECKING:
     from ..progrpo_config import ProGRPOConfig
+    from ..rewards import RewardRunner
 
 
 def as_eval_prompts(eval_dataset: Any, prompt_column: str) -> Any:
@@ -64,3 +65,35 @@ def check_datasets(
             f"`eval_strategy` is {wanted}, but there is no `eval_dataset`; give held-out prompts (on the command line as "
             "`dataset_test_split` or `test_split_size`), or use no."
         )
+
+
+def check_reward_columns(
+    args: ProGRPOConfig,
+    train_dataset: Any,
+    eval_dataset: Any | Mapping[str, Any],
+    trained: Iterable[RewardRunner],
+    measured: Iterable[RewardRunner],
+) -> None:
+    """
+    Args:
+        args ([`ProGRPOConfig`]): of the run.
+        train_dataset, eval_dataset (as of [`check_datasets`]): checked already.
+        trained (`Iterable[RewardRunner]`): rewards that score rollouts.
+        measured (`Iterable[RewardRunner]`): those that evaluations score.
+
+    Raises:
+        ValueError: if a reward function asks for what a dataset has no column of. Of a stream nothing is known before it is
+            read.
+    """
+    trained, measured = list(trained), list(measured)
+    sets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+    named = {f"`eval_dataset[{name!r}]`" if name else "`eval_dataset`": dataset for name, dataset in sets.items()}
+    for name, dataset, runners in [
+        ("`train_dataset`", train_dataset, trained),
+        *((name, dataset, measured) for name, dataset in named.items()),
+    ]:
+        if dataset is None or is_stream(dataset):
+            continue
+        columns = getattr(dataset, "column_names", None) or list(dataset[0])
+        for runner in runners:
+            runner.check_columns([column for column in columns if column != args.prompt_column], name)

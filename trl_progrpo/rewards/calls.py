@@ -8,7 +8,7 @@ import inspect
 import math
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from os.path import basename
@@ -66,6 +66,25 @@ def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[st
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return keywords
     return {name: value for name, value in keywords.items() if name in parameters}
+
+
+def wanted_arguments(function: RewardFunc, given: Collection[str]) -> list[str]:
+    """
+    Parameters of `function` that have no default and are not among `given`. Of a decorated function, those of its wrapper:
+    what that adds, nobody else can give.
+    """
+    try:
+        signature = inspect.signature(
+            function.forward if isinstance(function, torch.nn.Module) else function, follow_wrapped=False
+        )
+    except ValueError:  # Some of those written in C have no signature.
+        return []
+    catch_all = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in catch_all and name not in given
+    ]
 
 
 def begin_call(

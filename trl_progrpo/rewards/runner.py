@@ -8,14 +8,14 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from .base import RewardFunc, resolve_reward, reward_name
-from .calls import RewardError, begin_call
+from .calls import RewardError, begin_call, wanted_arguments
 
 
 OnRewardError = Literal["raise", "skip", "retry"]
@@ -96,6 +96,24 @@ class RewardRunner:
         for function in self.functions:
             if not inspect.isclass(function) and callable(getattr(function, "load", None)):
                 function.load()
+
+    def check_columns(self, columns: Collection[str], dataset: str) -> None:
+        """
+        Args:
+            columns (`Collection[str]`): of the dataset, beside the prompts.
+            dataset (`str`): what the error calls it.
+
+        Raises:
+            ValueError: if a function has a parameter without default that it will not be given.
+        """
+        for name, function in zip(self.names, self.functions):
+            missing = wanted_arguments(function, {"prompts", "images", "preview", *columns})
+            if missing:
+                raise ValueError(
+                    f"reward function `{name}` has the parameter `{missing[0]}`, which {dataset} has no column for; reward "
+                    f"functions are given `prompts`, `images`, `preview` and {', '.join(columns) or 'no column'}, so rename "
+                    "the parameter, add the column, or give a default."
+                )
 
     @torch.no_grad()
     def __call__(
