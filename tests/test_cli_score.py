@@ -4,6 +4,7 @@
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def pictures(tmp_path):
 
 def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_reward_of_the_folder_one_is_in(pictures, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_rewards_here.py").write_text("def one(prompts, images):\n    return [1.0] * len(images)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["score", "--reward", "my_rewards_here:one", str(pictures), "--prompt", "red"]) == 0
+    assert re.search(r"one +1\.000", capsys.readouterr().out)
 
 
 class TestFiles:

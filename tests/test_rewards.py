@@ -2,7 +2,9 @@
 
 import asyncio
 import math
+import os
 import pickle
+import signal
 import threading
 import warnings
 
@@ -174,6 +176,10 @@ class TestNamesAndWeights:
             resolve_reward("shape")
 
     def test_something_that_cannot_be_called(self):
+        with pytest.raises(
+            ValueError, match=r"`reward_funcs` holds PickScore, which is a class; give an object of it"
+        ):
+            RewardRunner("trl_progrpo.rewards:PickScore")
         with pytest.raises(ValueError, match="`reward_funcs` holds 3, an int; give a function"):
             RewardRunner([3])
         with pytest.raises(ValueError, match="a str; give a function"):
@@ -219,6 +225,20 @@ class TestCoroutines:
         runner(PROMPTS, IMAGES)
         runner(PROMPTS, IMAGES)
         assert loops[0] is loops[1]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_fork_has_a_loop_of_its_own(self):
+        async def reward(prompts, images):
+            return [1.0] * len(prompts)
+
+        runner = RewardRunner(reward, timeout=60.0)
+        runner(PROMPTS, IMAGES)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(0 if runner(PROMPTS, IMAGES).tolist() == [[1.0]] * 3 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
     def test_an_object_with_an_async_call_is_one(self):
         class Reward:
@@ -328,6 +348,7 @@ class TestFaults:
             ("raising", "exception"),
             ("short", "wrong_length"),
             (math.nan, "not_finite"),
+            (10**400, "not_finite"),
             (-math.inf, "not_finite"),
             ("0.5", "wrong_type"),
             ([1.0], "wrong_type"),

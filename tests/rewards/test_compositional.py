@@ -93,6 +93,20 @@ class TestColors:
         assert score(self.INCLUDE, [found("dog", 30, 30, 20), found("dog", 31, 31, 20)], image=image) == (1.0, 1.0)
         assert score(self.INCLUDE, [found("dog", 30, 30, 20), found("dog", 70, 70, 20)], image=image) == (0.75, 0.0)
 
+    def test_however_they_are_spelt(self):
+        image = Image.new("RGB", (SIDE, SIDE), "gray")
+        for color in ("gray", "grey", "Grey "):
+            assert score([{"class": "cup", "color": color}], [found("cup")], image=image) == (1, 1)
+
+    def test_that_nobody_could_name(self):
+        include = [[{"class": "cup", "color": "oragne"}]]
+        with pytest.raises(ValueError, match=r"asks for the color 'oragne'.* did you mean 'orange'\? it knows black"):
+            GenEvalReward()(["a"], [Image.new("RGB", (8, 8))], include=include)
+        names = {"oragne"}
+        GenEvalReward(lambda images, classes: [[]], name_color=lambda image, box: names.pop())(
+            ["a"], [Image.new("RGB", (8, 8))], include=include
+        )
+
     def test_are_only_asked_where_they_matter(self):
         def never(image, box):
             raise AssertionError
@@ -232,6 +246,10 @@ class TestColumns:
             ([{"class": "dog"}, {"class": "cat", "position": ["left of", -1]}], "refers to entry -1"),
             ([{"class": "dog"}, {"class": "cat", "position": "left of"}], "too many values"),
             (["dog"], "indices must be integers"),
+            ([{"class": "dog", "colour": "red"}], "the key 'colour' is none of class, count, color, position"),
+            ([{"class": "dog", "color": 3}], "the color 3 is no name"),
+            ([{"class": "dog", "color": " "}], "the color ' ' is no name"),
+            ([{"class": "dog", "count": float("inf")}], "the count inf is no whole number"),
             ({"class": ["dog"]}, "it is a dict, not a list"),
             ("[{", "Expecting"),
         ],

@@ -265,9 +265,23 @@ class TestWhatAllOfThemKeep:
     def test_half_precision(self, rewards, hps, laion):
         half = HPSv2(hps, processor=laion, device="cpu", dtype="bfloat16")
         scores = half(ref.PROMPTS, IMAGES)
-        assert half.network.dtype == torch.bfloat16
+        assert half.network.visual_projection.weight.dtype == torch.bfloat16
         assert scores != rewards["hpsv2"](ref.PROMPTS, IMAGES)
         assert scores == pytest.approx(rewards["hpsv2"](ref.PROMPTS, IMAGES), abs=0.05)
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_the_scale_of_logits_is_not_rounded(self, clip_h, laion, siglip, dtype):
+        for make in (
+            lambda **kwargs: PickScore(clip_h, processor=laion, device="cpu", **kwargs),
+            lambda **kwargs: SiglipScore(siglip, device="cpu", **kwargs),
+        ):
+            whole, half = make().load().network, make(dtype=dtype)
+            half(ref.PROMPTS, IMAGES)
+            for name, value in half.network.named_parameters():
+                if name.startswith("logit_"):
+                    assert torch.equal(value, whole.get_parameter(name))
+                else:
+                    assert value.dtype == half.dtype
 
     def test_nothing_is_trained(self, rewards):
         assert not any(p.requires_grad for p in rewards["aesthetic"].load().network.parameters())

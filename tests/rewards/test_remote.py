@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import socket
 import threading
@@ -17,7 +18,7 @@ from server_process import ServerProcess, until
 from toy_rewards import number, numbered_image
 
 from trl_progrpo.cli.main import main
-from trl_progrpo.rewards import RewardRunner, remote_client, resolve_reward, reward_name
+from trl_progrpo.rewards import RewardRunner, remote, remote_client, resolve_reward, reward_name
 from trl_progrpo.rewards.remote import RemoteReward, encode_image
 from trl_progrpo.rewards.remote_client import RemoteRewardError, RemoteRewardTimeout
 from trl_progrpo.testing import check_reward_func
@@ -47,9 +48,13 @@ def no_server():
 
 
 class Script:
-    """A server that answers `/score` as its script says: a number, a status, a dictionary, or an event to wait for."""
+    """
+    A server that answers `/score` as its script says: a number, a status, a dictionary, or an event to wait for. More than
+    `largest` images are too many for it.
+    """
 
-    def __init__(self, *script, rewards=("toy",), port=0):
+    def __init__(self, *script, rewards=("toy",), port=0, largest=None):
+        self.largest = largest
         self.script, self.rewards, self.requests, self.connections = list(script), list(rewards), [], set()
         script_server = self
 
@@ -72,6 +77,8 @@ class Script:
                     self.close_connection = True
                 elif isinstance(step, tuple):
                     self.answer(*step)
+                elif script_server.largest is not None and len(request["prompts"]) > script_server.largest:
+                    self.answer(413, {"error": "too many."})
                 else:
                     scores = [step] * len(request["prompts"])
                     self.answer(200, {"request_id": request["request_id"], "rewards": scores})
@@ -241,12 +248,25 @@ class TestStart:
             with pytest.raises(ValueError, match="did you mean 'pickscore'\\? it serves: pickscore, ocr"):
                 RemoteReward(server.url, "pikscore")
 
-    @pytest.mark.parametrize("health", [["x"], {"status": "ok"}, {"rewards": 3}])
-    def test_another_kind_of_server(self, health):
+    @pytest.mark.parametrize(
+        ("status", "health"),
+        [(200, ["x"]), (200, {"status": "ok"}), (200, {"rewards": 3}), (200, b"<html>"), (302, {})],
+    )
+    def test_another_kind_of_server(self, status, health):
         with Script() as server:
-            server.server.RequestHandlerClass.do_GET = lambda self: self.answer(200, health)
-            with pytest.raises((ValueError, RemoteRewardError), match="no reward server"):
+            server.server.RequestHandlerClass.do_GET = lambda self: self.answer(status, health)
+            with pytest.raises(ValueError, match=r"no reward server.*(check the address|start one)"):
                 RemoteReward(server.url, "toy")
+
+    @pytest.mark.parametrize("host", ["höst_☃", "a..b"])
+    def test_hosts_that_are_none(self, host):
+        with pytest.raises(ValueError, match="http://"):
+            RemoteReward(f"http://{host}:8000", "toy")
+
+    def test_the_certificates_of_the_environment_are_believed(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        with pytest.raises(FileNotFoundError):
+            RemoteReward("https://127.0.0.1:1", "toy")
 
     @pytest.mark.parametrize(
         "name",
@@ -363,6 +383,36 @@ class TestRetries:
             assert all(thread.daemon for thread in waiting)
             assert len(server.requests) == 2
             never.set()
+
+    def test_what_is_too_large_is_halved_for_good(self, monkeypatch):
+        encoded = []
+        monkeypatch.setattr(
+            remote, "encode_image", lambda image, kind, row: encoded.append(row) or encode_image(image, kind, row)
+        )
+        with Script(largest=3) as server:
+            reward = RemoteReward(server.url, "toy", chunk_size=9, max_workers=1)
+            assert ask(reward, 20) == [1.0] * 20
+            # Each image once, however often it was sent.
+            assert sorted(encoded) == list(range(20))
+            assert reward.chunk_size == 3
+            refused = [len(request["prompts"]) for request in server.requests if len(request["prompts"]) > 3]
+            assert refused == [9, 5]
+            server.requests.clear()
+            assert ask(reward, 7) == [1.0] * 7
+            assert [len(request["prompts"]) for request in server.requests] == [3, 3, 1]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_fork_has_connections_of_its_own(self):
+        with Script() as server:
+            reward = RemoteReward(server.url, "toy", max_workers=1)
+            assert ask(reward) == [1.0]
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if ask(reward) == [1.0] else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert ask(reward) == [1.0]
+            assert len(server.connections) == 2
 
     def test_connections_are_kept(self):
         with Script() as server:

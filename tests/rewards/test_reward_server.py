@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import numpy as np
 import pytest
+import torch
 import toy_rewards
 from malformed import malformed_requests
 from PIL import Image
@@ -22,6 +23,7 @@ from toy_rewards import numbered_image
 from trl_progrpo import __version__
 from trl_progrpo.cli.main import main
 from trl_progrpo.reward_server.batching import Job, RefusedInput, RewardWorker
+from trl_progrpo.rewards import image_type
 
 
 def file_of(image, kind="PNG", **options):
@@ -291,7 +293,7 @@ class TestRefusals:
         def ask(prompt):
             return post(reward="toy_rewards:bad", prompts=[prompt] * 2, images=[IMAGE] * 2)
 
-        assert_sentence(ask("refuse"), 422, "refuses its input: the prompt is not a sentence.")
+        assert_sentence(ask("refuse"), 422, "refuses its input: the prompt is not a sentence (toy_rewards.py, line ")
         assert_sentence(ask("short"), 500, "returned 1 values for 2 images")
         assert_sentence(ask("nan"), 500, "returned nan")
         assert_sentence(ask("crash"), 500, "RuntimeError: out of memory", "The server's log")
@@ -399,6 +401,34 @@ class TestWorker:
         assert jobs[0].scores.result() == [1, 2]
         with pytest.raises(RefusedInput, match="no"):
             jobs[1].scores.result()
+
+    def test_a_tensor_is_laid_out_as_in_training(self, work):
+        @image_type("pt")
+        def flat(prompts, images):
+            return images.view(len(images), -1).mean(1)
+
+        (job,) = work(flat, [self.job([1, 2])])
+        assert len(job.scores.result()) == 2
+
+    def test_a_network_is_given_what_its_forward_takes(self, work):
+        class Scorer(torch.nn.Module):
+            def forward(self, prompts, images):
+                return [1.0] * len(images)
+
+        (job,) = work(Scorer(), [self.job([1, 2], add=[1, 2])])
+        assert job.scores.result() == [1, 1]
+
+    def test_what_a_function_refuses_is_logged_once_with_its_place(self, work, caplog):
+        def buggy(prompts, images):
+            return np.zeros((2, 3)) + np.zeros(5)
+
+        jobs = work(buggy, [self.job([1]), self.job([2], size=(4, 4))])
+        for job in jobs:
+            with pytest.raises(RefusedInput, match=r"could not be broadcast .* \(test_reward_server.py, line \d+\)"):
+                job.scores.result()
+        assert len(caplog.records) == 1
+        assert caplog.records[0].levelname == "WARNING"
+        assert caplog.records[0].exc_info is not None
 
     def test_what_nobody_waits_for_is_not_scored(self, work):
         calls = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"commands: {', '.join(COMMANDS)}."
             )
         prog = f"trl-progrpo {command}"
+        # For rewards of the user's own by their path: a console script looks where it is installed, and not here. Last, so
+        # that no file here stands before a package.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
         module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
         with short_warnings():
             return module.run(argv[1:])

@@ -19,9 +19,15 @@ import numpy as np
 import torch
 
 from ..rewards import RewardFunc, RewardRunner, reward_name
+from ..rewards.calls import accepted_keywords, is_own_sentence, raised_at, wanted_arguments
+from ..rewards.learned import resolve_device
 
 
 logger = logging.getLogger(__name__)
+
+
+_MOST_TOLD = 20
+"""Refusals of a reward that are logged; they may name prompts, and clients must not fill the log."""
 
 
 class RefusedInput(Exception):
@@ -86,7 +92,11 @@ class RewardWorker:
     def __init__(self, name: str, function: RewardFunc, max_batch_size: int):
         self.name, self.max_batch_size = name, max_batch_size
         self.seconds_per_image = 0.0
-        self.required_columns = _required_columns(function)
+        self._told: set[str] = set()
+        self.required_columns = wanted_arguments(function, ("prompts", "images", "preview"))
+        # As in training: a function that wants a tensor finds it where its network is.
+        wants_tensor = getattr(function, "image_type", "pil") == "pt"
+        self._device = resolve_device(None, name) if wants_tensor else torch.device("cpu")
         self._runner = RewardRunner([_marking_refusals(function)])
         self._queue: deque[tuple[Job, int]] = deque()
         self._changed = threading.Condition()
@@ -148,6 +158,10 @@ class RewardWorker:
         else:
             if not isinstance(error, RefusedInput):
                 logger.error("reward %r failed", self.name, exc_info=error)
+            elif str(error) not in self._told and len(self._told) < _MOST_TOLD:
+                # To the client it is a sentence; whether the input or the function is to blame, only this tells.
+                self._told.add(str(error))
+                logger.warning("reward %r refused its input", self.name, exc_info=error)
             rows[0][0].fail(error)
 
     def _call(self, rows: list[tuple[Job, int]]) -> tuple[list[float], BaseException | None]:
@@ -157,7 +171,7 @@ class RewardWorker:
             images = torch.from_numpy(np.stack([job.images[index] for job, index in rows]))
             scores = self._runner(
                 [job.prompts[index] for job, index in rows],
-                images.permute(0, 3, 1, 2).float() / 255,
+                (images.to(self._device).permute(0, 3, 1, 2).float() / 255).contiguous(),
                 columns,
                 preview=rows[0][0].preview,
             )
@@ -175,7 +189,7 @@ def _marking_refusals(function: RewardFunc) -> RewardFunc:
     @functools.wraps(function, updated=())
     def call(prompts, images, **columns):
         with _refusals():
-            values = function(prompts=prompts, images=images, **columns)
+            values = function(prompts=prompts, images=images, **accepted_keywords(function, columns))
         return awaited(values) if inspect.isawaitable(values) else values
 
     async def awaited(values):
@@ -192,11 +206,4 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise RefusedInput(str(error)) from error
-
-
-def _required_columns(function: RewardFunc) -> list[str]:
-    parameters = inspect.signature(function).parameters.values()
-    given = ("prompts", "images", "preview")
-    no_kind = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in no_kind and p.name not in given]
+        raise RefusedInput(str(error) if is_own_sentence(error) else f"{error}{raised_at(error)}") from error

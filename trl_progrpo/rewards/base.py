@@ -56,6 +56,11 @@ def resolve_reward(reward: str | RewardFunc) -> RewardFunc:
 
         return RemoteReward.from_name(reward)
     function = REWARDS.get(reward) if isinstance(reward, str) else reward
+    if isinstance(function, type):
+        raise ValueError(
+            f"`reward_funcs` holds {function.__name__}, which is a class; give an object of it, on the command line by the name "
+            f'of one, as in "my_module:scorer" for `scorer = {function.__name__}()`.'
+        )
     if not callable(function):
         kind = type(function).__name__
         raise ValueError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import os
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -134,8 +135,8 @@ def begin_call(
                 raise (_late(name, timeout, expected) if late else _failure(name, error, expected)) from error
         if _version(images) != version:
             raise RewardError(
-                f"reward function `{name}` has changed `images` in place, which other functions, logs and pictures read too; "
-                "let it work on `images.clone()`.",
+                f"reward function `{name}`, or one that runs beside it, has changed `images` in place, which other functions, "
+                "logs and pictures read too; let it work on `images.clone()`.",
                 "exception",
             )
         return check_scores(name, result, expected)
@@ -165,36 +166,33 @@ def check_scores(name: str, values: Any, expected: int) -> list[float]:
     values = list(values)
     scores, bad = [], []
     for index, value in enumerate(values):
-        scores.append(_number(value))
+        number = _number(value)
+        scores.append(math.nan if number is None else number)
         # Also what is infinite once it is one of many in fp32.
         if value is not None and not abs(scores[-1]) <= _LARGEST:
             bad.append(index)
     if bad:
-        value = values[bad[0]]
-        # What float() takes is a number, of whatever type.
-        number = _is_number(value)
+        value, number = values[bad[0]], _number(values[bad[0]])
         raise RewardError(
-            f"reward function `{name}` returned {float(value) if number else repr(value)} for image {bad[0]}; return a "
-            f"{'finite number' if number else 'number'}, or None where the reward does not apply.",
-            "not_finite" if number else "wrong_type",
+            f"reward function `{name}` returned {repr(value) if number is None else number} for image {bad[0]}; return a "
+            f"{'number' if number is None else 'finite number'}, or None where the reward does not apply.",
+            "wrong_type" if number is None else "not_finite",
             bad,
             [math.nan if index in bad else score for index, score in enumerate(scores)],
         )
     return scores
 
 
-def _number(value: Any) -> float:
-    return float(value) if value is not None and _is_number(value) else math.nan
-
-
-def _is_number(value: Any) -> bool:
+def _number(value: Any) -> float | None:
+    """What `float()` takes is a number, of whatever type; infinite where it has more digits than a float."""
     if isinstance(value, str):  # float("0.5") is a number
-        return False
+        return None
     try:
-        float(value)
+        return float(value)
+    except OverflowError:
+        return math.inf
     except (TypeError, ValueError):
-        return False
-    return True
+        return None
 
 
 _loop: asyncio.AbstractEventLoop | None = None
@@ -210,7 +208,8 @@ def _begin(values: Awaitable) -> Future:
     with _loop_lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="async-rewards", daemon=True).start()
+            device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+            threading.Thread(target=_run_loop, args=(_loop, device), name="async-rewards", daemon=True).start()
 
     async def wait():
         return await values
@@ -218,17 +217,34 @@ def _begin(values: Awaitable) -> Future:
     return asyncio.run_coroutine_threadsafe(wait(), _loop)
 
 
+def _run_loop(loop: asyncio.AbstractEventLoop, device: int | None) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
+    loop.run_forever()
+
+
+def _forget_loop() -> None:
+    global _loop, _loop_lock
+    _loop, _loop_lock = None, threading.Lock()
+
+
+# A fork, such as `notebook_launcher` makes, has the loop and not the thread that it runs in.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_loop)
+
+
 def _in_thread(function: RewardFunc, keywords: dict[str, Any], images: Any) -> Future:
-    """Runs `function` in a thread; gradient mode and CUDA stream, which threads do not inherit, are the caller's."""
+    """Runs `function` in a thread; gradient mode, CUDA device and stream, which threads do not inherit, are the caller's."""
     future, gradients = Future(), torch.is_grad_enabled()
     on_gpu = isinstance(images, torch.Tensor) and images.is_cuda
+    device = torch.cuda.device(torch.cuda.current_device()) if torch.cuda.is_initialized() else nullcontext()
     stream = torch.cuda.stream(torch.cuda.current_stream(images.device)) if on_gpu else nullcontext()
 
     future.set_running_or_notify_cancel()
 
     def run():
         try:
-            with torch.set_grad_enabled(gradients), stream:
+            with torch.set_grad_enabled(gradients), device, stream:
                 values = function(**keywords)
                 if inspect.isawaitable(values):
                     values = _begin(values).result()
@@ -255,14 +271,12 @@ def _late(name: str, timeout: float | None, expected: int) -> RewardError:
 
 
 def _failure(name: str, error: Exception, expected: int) -> RewardError:
-    if _is_our_sentence(error):
+    if is_own_sentence(error):
         # It says what to do; the function is not the user's to mend.
         message = str(error) if f"`{name}`" in str(error) else f"reward `{name}`: {error}"
     else:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
         message = (
-            f"reward function `{name}` raised {type(error).__name__}: {error}{where} while scoring "
+            f"reward function `{name}` raised {type(error).__name__}: {error}{raised_at(error)} while scoring "
             f"{counted(expected, 'image')}; mend it, or let it return None for what it cannot score."
         )
     failure = RewardError(
@@ -275,7 +289,13 @@ def _failure(name: str, error: Exception, expected: int) -> RewardError:
     return failure
 
 
-def _is_our_sentence(error: Exception) -> bool:
+def raised_at(error: Exception) -> str:
+    """File and line in brackets, after a space."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+
+
+def is_own_sentence(error: Exception) -> bool:
     """
     Whether a built-in reward refuses what it is given, or has not got what it needs: a `ValueError` that a module of this
     subpackage raises itself. One from below it, in NumPy or in a network, is a defect like any other.

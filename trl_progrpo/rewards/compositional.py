@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
 from PIL import Image
 
 from .base import REWARDS
-from .compositional_rules import judge, read_specification
-from .detectors import Detector, color_name
+from .compositional_rules import Specification, judge, read_specification
+from .detectors import PIXEL_COLORS, Detector, color_name
 from .learned_images import to_rgb
 from .transformers_detector import TransformersDetector
 
@@ -103,6 +104,7 @@ class GenEvalReward:
         nothing = [None] * len(prompts)
         rows = zip(prompts, include, nothing if exclude is None else exclude)
         specifications = [read_specification(prompt, *lists) for prompt, *lists in rows]
+        self._check_colors(specifications)
         tags = nothing if tag is None else tag
         applies = [row for row, specification in enumerate(specifications) if specification is not None]
         pictures = [to_rgb(images[row]) for row in applies]
@@ -119,6 +121,19 @@ class GenEvalReward:
             parts = judge(specifications[row], sure, lambda box, picture=picture: self.name_color(picture, box))
             rewards[row] = float(parts.strict) if self.strict else parts.graded
         return rewards
+
+    def _check_colors(self, specifications: Sequence[Specification | None]) -> None:
+        """Refuses colours that would never be seen; a detector or `name_color` of the user's may name any."""
+        if self.name_color is not color_name or not isinstance(self.detector, TransformersDetector):
+            return
+        wanted = {entry.color for one in specifications if one is not None for entry in one.include}
+        for color in sorted(wanted - {None, *PIXEL_COLORS}):
+            nearest = get_close_matches(color, PIXEL_COLORS, n=1)
+            raise ValueError(
+                f"reward `{self.__name__}`: the dataset asks for the color {color!r}, which `color_name` does not know; "
+                f"{f'did you mean {nearest[0]!r}? ' if nearest else ''}it knows {', '.join(PIXEL_COLORS)}; or give the reward a "
+                "`name_color` of your own."
+            )
 
 
 @cache

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ EXTENT_TOLERANCE = 0.1
 
 MIN_DIRECTION = 0.5
 """Least part of the distance that lies along a relation's direction, as in GenEval: both hold on a diagonal."""
+
+_KEYS = ("class", "count", "color", "position")
 
 TAG_OF_KIND = {"single": "single_object", "count": "counting", "pair": "color_attr", "relation": "position"}
 
@@ -91,7 +94,7 @@ def judge(
         group = by_class.get(wanted.label, [])
         parts.append(min(len(group) / wanted.count, 1.0))
         if wanted.color is not None:
-            group = [found for found in group if (found.color or name_color(found.box)) == wanted.color]
+            group = [found for found in group if plain_color(found.color or name_color(found.box)) == wanted.color]
             parts.append(min(len(group) / wanted.count, 1.0))
         groups.append(group[: wanted.count])
         if wanted.position is not None:
@@ -153,10 +156,15 @@ def read_specification(prompt: str, include: Any, exclude: Any) -> Specification
 def _read_entry(entry: Mapping[str, Any], index: int) -> Wanted:
     # Tables fill what an entry lacks with None.
     label, count, color = entry["class"], entry.get("count"), entry.get("color")
+    unknown = [key for key, value in entry.items() if key not in _KEYS and value is not None]
+    if unknown:
+        raise ValueError(f"the key {unknown[0]!r} is none of {', '.join(_KEYS)}")
     count = 1 if count is None else count
     if not isinstance(label, str) or not label:
         raise ValueError(f"the class {label!r} is no name")
-    if isinstance(count, bool) or count != int(count) or count < 1:
+    if color is not None and not (isinstance(color, str) and color.strip()):
+        raise ValueError(f"the color {color!r} is no name")
+    if isinstance(count, bool) or count in (math.inf, -math.inf) or count != int(count) or count < 1:
         raise ValueError(f"the count {count!r} is no whole number from 1")
     position = entry.get("position")
     if position is not None:
@@ -166,7 +174,13 @@ def _read_entry(entry: Mapping[str, Any], index: int) -> Wanted:
         position = (relation, int(target))
         if not 0 <= position[1] < index:
             raise ValueError(f"the position of entry {index} refers to entry {target}, which does not come before it")
-    return Wanted(label, int(count), color, position)
+    return Wanted(label, int(count), color and plain_color(color), position)
+
+
+def plain_color(name: str) -> str:
+    """A colour's name as it is compared: in small letters, and gray however it is spelt."""
+    name = name.strip().casefold()
+    return "gray" if name == "grey" else name
 
 
 def shapes_metadata(caption: str | Caption) -> dict[str, Any]:

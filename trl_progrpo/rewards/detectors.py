@@ -101,6 +101,10 @@ def _shapes_of(found: verifier.Detections, row: int) -> list[Detection]:
     return detections
 
 
+PIXEL_COLORS = ("black", "white", "gray", "brown", "pink", "red", "orange", "yellow", "green", "blue", "purple")
+"""What [`color_name`] may say."""
+
+
 def color_name(image: Image.Image, box: tuple[float, float, float, float]) -> str:
     """
     The name most pixels in the middle of a box have: GenEval's red, orange, yellow, green, blue, purple, pink, brown, black
@@ -139,4 +143,4 @@ def _pixel_names(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> 
         "green": degrees < 165,
         "blue": degrees < 260,
     }
-    return np.select(list(rules.values()), list(rules), default="purple")
+    return np.select(list(rules.values()), list(rules), default=PIXEL_COLORS[-1])

@@ -132,7 +132,7 @@ class LearnedReward:
         features = []
         for start in range(0, len(images), self.batch_size):
             pixels = self.transform(images[start : start + self.batch_size])
-            pixels = pixels.to(self.network.device, self.network.dtype)
+            pixels = pixels.to(self.network.device, self.dtype)
             features.append(self.network.get_image_features(pixel_values=pixels).pooler_output.float())
         return normalize(torch.cat(features), dim=-1)
 

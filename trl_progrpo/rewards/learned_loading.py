@@ -49,7 +49,8 @@ def load_network(
     cls: type[PreTrainedModel], reward: LearnedReward, source: str | None = None, **kwargs
 ) -> PreTrainedModel:
     """
-    A network of class `cls` for a reward: `cls.from_pretrained`, where no weight may be left random.
+    A network of class `cls` for a reward in its precision, but for `logit_scale` and `logit_bias`, which stay fp32:
+    `cls.from_pretrained`, where no weight may be left random.
 
     Args:
         cls (`type`): class of transformers.
@@ -66,12 +67,17 @@ def load_network(
         network, info = cls.from_pretrained(
             model,
             revision=revision_of(reward.model, reward.revision),
-            dtype=reward.dtype,
+            dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **kwargs,
         )
     check_complete(reward.__name__, source or reward.model, **info)
+    # Scale and bias of the logits are numbers of the score, and a score in half precision has steps of a quarter.
+    numbers = {name: value.data for name, value in network.named_parameters() if name.startswith("logit_")}
+    network.to(reward.dtype)
+    for name, value in numbers.items():
+        network.get_parameter(name).data = value
     return network
 
 

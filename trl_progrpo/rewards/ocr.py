@@ -129,7 +129,12 @@ def _load_engine() -> Any:
         raise ValueError(
             f'reward `ocr` needs the packages rapidocr and onnxruntime ({error}); run `pip install "trl-progrpo[ocr]"`.'
         ) from error
-    return RapidOCR(params=dict(PARAMETERS))
+    engine = RapidOCR(params=dict(PARAMETERS))
+    # It reads its weights at first use, and that of a step it is not asked for never; what it is asked for once stays.
+    blank = np.full((64, 64, 3), 255, dtype=np.uint8)
+    for use_det in (True, False, True):
+        engine(blank, use_det=use_det)
+    return engine
 
 
 def _quoted(prompts: Sequence[str]) -> list[str]:

@@ -46,7 +46,8 @@ class RemoteReward:
             for a place in full queues.
         retries (`int`, *optional*, defaults to 7): further rounds over all servers after failures; with the pauses
             between them about a minute.
-        chunk_size (`int`, *optional*, defaults to 16): images per request; halved where a server finds that too large.
+        chunk_size (`int`, *optional*, defaults to 16): images per request; halved for good where a server finds that too
+            large.
         max_workers (`int`, *optional*, defaults to 4): requests at a time.
         image_format (`str`, *optional*, defaults to `"png"`): `"png"`, or `"webp"`: smaller and slower; both lossless.
 
@@ -116,11 +117,12 @@ class RemoteReward:
             raise ValueError(f"{len(prompts)} prompts came with {len(images)} images; give one prompt per image.")
         request = {"reward": self.reward, "preview": bool(preview)}
         columns = {"prompts": list(prompts), **self._plain(columns)}
-        rows = range(len(images))
-        chunks = [rows[start : start + self.chunk_size] for start in range(0, len(rows), self.chunk_size)]
-        stop = threading.Event()
+        files, stop = _Files(images, self.image_format), threading.Event()
         scored = _in_threads(
-            lambda chunk: self._score(request, columns, images, chunk, stop), chunks, self.max_workers, stop
+            lambda chunk: self._score(request, columns, files, chunk, stop),
+            self._chunks(range(len(images))),
+            self.max_workers,
+            stop,
         )
         try:
             for future in as_completed(scored):
@@ -140,20 +142,28 @@ class RemoteReward:
         self,
         request: dict[str, Any],
         columns: Mapping[str, Sequence[Any]],
-        images: Sequence[Image.Image],
+        images: _Files,
         rows: range,
         stop: threading.Event,
     ) -> list[float | None]:
+        # A chunk before may have found that servers take less than a call began with.
+        chunks = self._chunks(rows)
+        if len(chunks) > 1:
+            return [value for chunk in chunks for value in self._score(request, columns, images, chunk, stop)]
         chunk = {name: [values[row] for row in rows] for name, values in columns.items()}
-        request = {**request, "prompts": chunk.pop("prompts"), "columns": chunk}
-        files = [encode_image(images[row], self.image_format, row) for row in rows]
+        asked = {**request, "prompts": chunk.pop("prompts"), "columns": chunk}
+        files = [images.file(row) for row in rows]
         try:
-            return self._servers.score(request, files, f"image/{self.image_format}", stop)
+            return self._servers.score(asked, files, f"image/{self.image_format}", stop)
         except TooLarge:
             if len(rows) == 1:
                 raise
-        halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-        return [value for half in halves for value in self._score(request, columns, images, half, stop)]
+            self.chunk_size = min(self.chunk_size, -(-len(rows) // 2))
+        return self._score(request, columns, images, rows, stop)
+
+    def _chunks(self, rows: range) -> list[range]:
+        size = self.chunk_size
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _plain(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The columns as JSON knows them; those it does not know stay here, and one warning says so."""
@@ -170,6 +180,19 @@ class RemoteReward:
                         stacklevel=3,
                     )
         return plain
+
+
+class _Files:
+    """Images as files: each is encoded when it is first asked for, and kept while the call lasts."""
+
+    def __init__(self, images: Sequence[Image.Image], image_format: str):
+        self._images, self._format = images, image_format
+        self._files: dict[int, bytes] = {}
+
+    def file(self, row: int) -> bytes:
+        if row not in self._files:
+            self._files[row] = encode_image(self._images[row], self._format, row)
+        return self._files[row]
 
 
 def encode_image(image: Image.Image, image_format: str, index: int) -> bytes:

@@ -85,15 +85,30 @@ class RewardServers:
                 "the reward servers' token travels unencrypted over http; use https, or a tunnel that ends at 127.0.0.1.",
                 stacklevel=4,
             )
-        self._client = httpx2.Client(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_TIMEOUT)),
-            # Proxies and .netrc are for the way out; these servers are neighbours, and their token is not for others.
-            trust_env=False,
-        )
+        # Not as it is: these do not show it in their `repr`.
+        self._headers = httpx2.Headers({"Authorization": f"Bearer {token}"} if token else {})
+        self._clients: dict[int, httpx2.Client] = {}
         self._resting: dict[str, float] = {}
         # Many ranks have the same list, and should not all begin with its first server.
         self._turns = itertools.count(_RANDOM.randrange(len(self.urls)))
+
+    @property
+    def _client(self) -> httpx2.Client:
+        # One per process: a fork that wrote into the connections of the process it comes from would spoil both.
+        process = os.getpid()
+        if process not in self._clients:
+            self._clients = {process: self._new_client()}
+        return self._clients[process]
+
+    def _new_client(self) -> httpx2.Client:
+        return httpx2.Client(
+            headers=self._headers,
+            timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, _CONNECT_TIMEOUT)),
+            # Proxies and .netrc are for the way out; these servers are neighbours, and their token is not for others.
+            trust_env=False,
+            # But SSL_CERT_FILE and SSL_CERT_DIR say whom to believe, neighbours or not.
+            verify=httpx2.create_ssl_context(trust_env=True),
+        )
 
     def check(self, reward: str) -> None:
         """
@@ -109,10 +124,17 @@ class RewardServers:
             except httpx2.TransportError as error:
                 down[url] = _reason(error)
                 continue
+            except (httpx2.InvalidURL, UnicodeError) as error:
+                raise ValueError(
+                    f"{url!r} is no address of a reward server ({error}); use http://host:port."
+                ) from error
             if response.status_code in _PASSING:
                 down[url] = f"status {response.status_code}"
                 continue
-            known = self._answer(url, response).get("rewards")
+            try:
+                known = self._answer(url, response).get("rewards")
+            except RemoteRewardError as error:
+                raise ValueError(f"{str(error).rstrip('.')}; check the address.") from error
             if not isinstance(known, list):
                 raise ValueError(f"{url} is no reward server; start one with `trl-progrpo reward-server`.")
             if reward not in known:
@@ -178,7 +200,9 @@ class RewardServers:
 
     def close(self) -> None:
         """Closes the connections."""
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
+        self._clients = {}
 
     def _in_order(self, turn: int) -> list[str]:
         start, now = turn % len(self.urls), time.monotonic()
@@ -206,7 +230,7 @@ class RewardServers:
         raise RemoteRewardError(f"{url} is no reward server: {told}")
 
     def _without_token(self, text: str) -> str:
-        token = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+        token = self._headers.get("Authorization", "").removeprefix("Bearer ")
         return text.replace(token, "***") if token else text
 
     def _given_up(self, reward: str, failures: dict[str, str]) -> RemoteRewardUnreachable:
