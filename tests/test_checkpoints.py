@@ -473,8 +473,8 @@ def test_the_command_line_says_how_to_go_on(forks, pipeline_path, tmp_path):
     (tmp_path / "go").touch()
     assert child.wait() == 143, child.said
     assert child.said.splitlines()[-1] == (
-        "trl-progrpo train: stopped by SIGTERM after step 1 of 50; run the same command with `--resume_from_checkpoint last` "
-        f"to go on from {out}/checkpoint-1."
+        "trl-progrpo train: stopped by SIGTERM after step 1 of 50; run the same command with `--resume_from_checkpoint "
+        f"{out}/checkpoint-1` to go on from there."
     )
     assert not (out / "pytorch_lora_weights.safetensors").exists(), "that is for the run that ends"
     more = ["--resume_from_checkpoint", "last", "--max_steps", "2"]

@@ -280,7 +280,7 @@ class FakeTrainer:
     """Stands in for the trainer: records what the command asks of it."""
 
     use_adapter = True
-    stopped_by_signal, schedule_choices = False, []
+    stopped_by_signal, schedule_choices, kept_step = False, [], None
     _make_policy = staticmethod(ProGRPOTrainer._make_policy)
 
     def __init__(self, model, reward_funcs, args, train_dataset, eval_dataset, peft_config, **more):
@@ -372,13 +372,15 @@ class TestTrain:
 
         trainer = SimpleNamespace(
             state=SimpleNamespace(global_step=2, log_history=[{"step": 2, "eval_reward": 0.5}]),
-            args=SimpleNamespace(load_best_model_at_end=False),
+            kept_step=None,
             evaluate=lambda: {"eval_reward": 0.9},
         )
         assert _evaluate_after(trainer) == {"eval_reward": 0.5}
         # The weights are not those of the last step.
-        trainer.args.load_best_model_at_end = True
+        trainer.kept_step = 1
         assert _evaluate_after(trainer) == {"eval_reward": 0.9}
+        trainer.state.log_history.insert(0, {"step": 1, "eval_reward": 0.7})
+        assert _evaluate_after(trainer) == {"eval_reward": 0.7}
 
     def test_a_refusing_trainer_is_one_sentence(self, fake_trainer, tmp_path, capsys, monkeypatch):
         def refuse(self, **kwargs):
@@ -396,6 +398,18 @@ class TestTrain:
         with pytest.raises(ValueError, match="a bug"):
             main([*self.argv, "--output_dir", str(tmp_path)])
 
+    def test_nobody_is_logged_in_to_the_tracker(self, fake_trainer, tmp_path, capsys, monkeypatch):
+        def refuse(self):
+            raise type("UsageError", (Exception,), {"__module__": "wandb.errors.errors"})(
+                "No API key configured. Use it."
+            )
+
+        monkeypatch.setattr(fake_trainer, "evaluate", refuse)
+        assert main([*self.argv, "--output_dir", str(tmp_path)]) == 2
+        assert_one_sentence(
+            capsys, "`report_to` has wandb, which refuses (No API key configured. Use it); run `wandb login`"
+        )
+
 
 class TestSummary:
     def printed(self, history, **kwargs):
@@ -406,6 +420,17 @@ class TestSummary:
         arguments = {"files": {"adapter": "out/a.safetensors"}, "code": "x" * 120, "console": console}
         summary(history, **{**arguments, **kwargs})
         return stream.getvalue()
+
+    def test_names_are_no_markup(self):
+        metrics = {"eval_num_prompts": 4, "eval_reward": 0.5, "eval_rewards/bold[red]x/mean": 0.5}
+        assert "bold[red]x" in self.printed([{**metrics, "step": 1}])
+
+    def test_the_weights_that_are_kept(self):
+        metrics = {"eval_num_prompts": 4, "eval_rewards/a/mean": 0.5, "eval_reward": 0.5}
+        history = [{**metrics, "step": 1}, {**metrics, "eval_rewards/a/mean": 0.1, "eval_reward": 0.1, "step": 2}]
+        said = self.printed(history, kept_step=1)
+        assert "0.500" in said
+        assert "after: step 1, whose weights are kept" in " ".join(said.split())
 
     def test_everything_is_there_in_80_columns(self):
         row = {

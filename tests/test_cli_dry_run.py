@@ -100,6 +100,15 @@ class TestOutput:
         assert config["prune_sizes"] == [24, 12]
         assert not list((tmp_path / "out").iterdir()), "nothing is trained or written"
 
+    def test_what_is_switched_off_stays_so(self, capsys, tmp_path):
+        off = ["--dataset_test_split", "none", "--adv_clip_max", "none", "--eval_strategy", "no"]
+        said, config, out = printed(capsys, *SHAPES, *BATCH, "--output_dir", str(tmp_path / "out"), *off)
+        (tmp_path / "again.yaml").write_text(out)
+        again, config_again, _ = printed(capsys, "--config", str(tmp_path / "again.yaml"))
+        assert said == again
+        assert (config["dataset_test_split"], config["adv_clip_max"]) == ("none", "none")
+        assert config_again == config
+
     def test_of_the_demo_with_audits_waves_and_another_reward_for_previews(self, capsys, tmp_path):
         flags = ["--audit_fraction", "0.05", "--rollout_waves", "2", "--preview_reward_funcs", "shapes_strict"]
         said, config, _ = printed(capsys, "--config", str(DEMO), "--output_dir", str(tmp_path / "out"), *flags)

@@ -32,6 +32,18 @@ class TestEvaluationTable:
         assert row["step"] == 9
         assert not row["fell"]
 
+    def test_the_weights_that_were_kept(self):
+        history = [evaluation(0, 0.2, 0.03), evaluation(5, 0.6, 0.01), evaluation(9, 0.5, 0.04)]
+        [row] = evaluation_table(history, kept_step=5)
+        assert (row["before"], row["after"], row["step"]) == (0.2, 0.6, 5)
+
+    def test_before_is_of_as_many_prompts(self):
+        few, many = evaluation(0, 0.2, 0.03) | {"eval_num_prompts": 2}, evaluation(0, 0.3, 0.03)
+        [row] = evaluation_table([few, many, evaluation(9, 0.5, 0.04)])
+        assert row["before"] == 0.3
+        [row] = evaluation_table([few, evaluation(9, 0.5, 0.04)])
+        assert (row["before"], row["gain"]) == (None, None)
+
     def test_the_gain_of_pairs(self):
         pairs = {"eval_rewards/clip/gain": 0.31, "eval_rewards/clip/gain_stderr": 0.01}
         [row] = evaluation_table([evaluation(0, 0.2, 0.3), evaluation(5, 0.5, 0.4) | pairs])
@@ -178,6 +190,29 @@ class TestPairedGains:
         expected = gains.update(4, self.prompts, self.names, self.after, self.weights)
         # As texts, for NaN is not equal to itself.
         assert str(resumed.update(4, self.prompts, self.names, self.after, self.weights)) == str(expected)
+
+    def test_a_run_that_is_resumed_with_other_prompts_has_pairs_of_them(self, make_trainer, tmp_path):
+        arguments = {
+            "learning_rate": 0.05,
+            "save_steps": 1,
+            "save_strategy": "steps",
+            "output_dir": str(tmp_path / "out"),
+        }
+        first = make_trainer(eval_dataset=["a bird"], max_steps=1, **arguments)
+        first.evaluate()
+        first.train()
+        second = make_trainer(eval_dataset=["a dog", "a cat"], max_steps=2, **arguments)
+        before = second.evaluate()
+        second.train(resume_from_checkpoint=True)
+        after = second.evaluate()
+        [row] = evaluation_table(second.state.log_history)
+        assert (row["before"], row["after"]) == (before["eval_reward"], after["eval_reward"])
+        assert row["gain"] == after["eval_reward_gain"] == pytest.approx(row["after"] - row["before"])
+        assert [entry["eval_num_prompts"] for entry in second.state.log_history if "eval_num_prompts" in entry] == [
+            1,
+            2,
+            2,
+        ]
 
     def test_the_trainer_logs_them(self, make_trainer, redness, tmp_path):
         prompts = ["a bird", "a cat", "a dog"]

@@ -276,12 +276,50 @@ class TestCard:
         assert "extra" in header["tags"]
 
 
+class TestWhatItSaysOfEvaluations:
+    def card(self, trainer):
+        trainer.save_model()
+        return (Path(trainer.args.output_dir) / "README.md").read_text()
+
+    def test_none_was_made(self, make_trainer):
+        assert "Not measured: the run was not evaluated." in self.card(make_trainer(eval_dataset=["a bird"]))
+        assert "Not measured: the run had no evaluation dataset." in self.card(make_trainer())
+
+    def test_the_best_weights_are_the_ones_it_tells_of(self, make_trainer, tmp_path):
+        rewards = iter([0.0, 0.9, 0.1])
+
+        def scripted(prompts, images):
+            return [next(rewards)] * len(prompts)
+
+        trainer = make_trainer(
+            eval_dataset=["a bird"], eval_reward_funcs=scripted, max_steps=2, eval_strategy="steps", eval_steps=1,
+            save_strategy="steps", save_steps=1, load_best_model_at_end=True, output_dir=str(tmp_path / "out"),
+            metric_for_best_model="rewards/scripted/mean",
+        )  # fmt: skip
+        trainer.evaluate()
+        trainer.train()
+        text = self.card(trainer)
+        assert "The weights are those of step 1, the best by `rewards/scripted/mean`." in text
+        assert "before training and after step 1;" in text
+        assert re.search(r"\| scripted \| no \| 1 \| 0\.000.* \| 0\.900.* \| \+0\.900", text)
+        # A checkpoint has its own weights.
+        own = (tmp_path / "out" / "checkpoint-2" / "README.md").read_text()
+        assert "those of step" not in own
+
+    def test_prompts_are_no_markdown(self):
+        from trl_progrpo.model_card import _plain
+
+        assert _plain("![x](http://a/b.png) `c` *d* e_f") == r"!\[x\](http://a/b.png) \`c\` \*d\* e_f"
+
+
 def test_tokens_and_paths_are_not_written(make_trainer, monkeypatch, tmp_path):
     secret, base, key = "hf_secretSecretSecretSecret", "an-unusual-token-for-the-base", "key-of-a-tracker"
     home = tmp_path / "home" / "jane"
     home.mkdir(parents=True)
     (home / "run.yaml").write_text(
-        f"hub_token: {secret}\nenv: {{WANDB_API_KEY: {key}, HF_HOME: {home}/hf}}\ndataset_name: {home}/prompts.jsonl\n"
+        f"hub_token: {secret}\nenv: {{WANDB_API_KEY: {key}, HF_HOME: {home}/hf, AWS_ACCESS_KEY_ID: {key}, MY_LOGIN: {key}, "
+        f"OMP_NUM_THREADS: 1}}\ndataset_name: {home}/prompts.jsonl\nmodel_init_kwargs: {{OPENAI_KEY: {key}, "
+        f"aws_secret_access_key: {key}}}\n"
     )
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(home)
@@ -314,7 +352,10 @@ def test_tokens_and_paths_are_not_written(make_trainer, monkeypatch, tmp_path):
         assert "jane" not in content, path
     text = (folder / "README.md").read_text()
     assert 'python run.py --config run.yaml \'--model_init_kwargs={"token": "***"}\' *** --output_dir=out\n' in text
-    assert "```yaml\nenv: {HF_HOME: hf}\ndataset_name: prompts.jsonl\n```" in text
+    assert (
+        "```yaml\nenv: {HF_HOME: hf, OMP_NUM_THREADS: 1}\ndataset_name: prompts.jsonl\nmodel_init_kwargs: {}\n```"
+        in text
+    )
     assert "from_pretrained('path/to/base'" in text
     assert "load_lora_weights('out')" in text
     settings = json.loads((folder / "training_args.json").read_text())

@@ -76,13 +76,24 @@ class TestRewardCurve:
 
     def test_the_only_reward_is_not_drawn_twice(self):
         entries = [evaluation(0), evaluation(5)]
-        main = plots._series(entries, "eval_reward", "eval_reward_stderr")
-        assert list(plots._extra_rewards(entries, main)) == ["shapes_strict"]
+        main, extra = plots.held_out_series(entries)
+        assert (list(main), list(extra)) == (["held-out reward"], ["held-out, shapes_strict"])
 
-    def test_of_two_evaluations_at_a_step_the_last_counts(self):
+    def test_every_evaluation_set_has_its_line(self, tmp_path):
+        entries = [
+            {key.replace("eval_", f"eval_{name}_"): value for key, value in evaluation(step).items()}
+            for step in (0, 5)
+            for name in ("birds", "cats")
+        ]
+        main, extra = plots.held_out_series(entries)
+        assert list(main) == ["held-out reward, birds", "held-out reward, cats"]
+        assert list(extra) == ["held-out, shapes_strict (birds)", "held-out, shapes_strict (cats)"]
+        assert_picture(plots.reward_curve(entries, tmp_path / "sets.png"), 900, 500)
+
+    def test_of_two_evaluations_at_a_step_the_first_counts(self):
         entries = [{"step": 5, "eval_reward": 0.1}, {"step": 5, "eval_reward": 0.2}, {"step": 0, "eval_reward": 0.0}]
         steps, values, errors = plots._series(entries, "eval_reward", "eval_reward_stderr")
-        assert (steps, values) == ([0, 5], [0.0, 0.2])
+        assert (steps, values) == ([0, 5], [0.0, 0.1])
         assert all(map(math.isnan, errors))
 
     def test_leaves_global_settings_alone(self, tmp_path):

@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -112,7 +113,7 @@ class TestReport:
         assert "my-run" in text
         assert "4 optimiser steps with Pro-GRPO" in text
         assert "48 → 24 → 12 trajectories per prompt" in text
-        assert re.search(r"shapes 0\.500 ±\s0\.010 0\.600 ±\s0\.010 \+0\.100 ±\s0\.014", text)
+        assert re.search(r"shapes 64 0\.500 ±\s0\.010 0\.600 ±\s0\.010 \+0\.100 ±\s0\.014", text)
         # 16 prompts of 48 trajectories and 10 steps would be 7680 evaluations.
         assert "Saved by pruning 25%" in text
         assert "as it ran 5,760" in text
@@ -268,14 +269,42 @@ class TestRecordedRun:
         assert "optimiser steps" in page.text
 
     def test_a_run_that_is_going_on_shows_its_newest_checkpoint(self, make_folder, tmp_path):
-        folder = make_folder()
+        folder = make_folder(recorded={"device": "another machine"})
         for step in (9, 10):
             checkpoint = folder / f"checkpoint-{step}"
             checkpoint.mkdir()
             state = {"global_step": step, "max_steps": 20, "log_history": [{"step": step, "reward": 0.5}]}
             (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+        # Beside what an earlier run has left, whose pictures are not this one's.
+        for path in (folder / "trainer_state.json", folder / "report" / "run.json"):
+            os.utime(path, (1e9, 1e9))
+        text = Page(write_report(folder)).text
+        assert "10 of 20 optimiser steps" in text
+        assert "another machine" not in text
+        for path in (folder / "trainer_state.json", folder / "report" / "run.json"):
+            path.touch()
+        assert "4 optimiser steps" in Page(write_report(folder)).text
         (folder / "trainer_state.json").unlink()
         assert "10 of 20 optimiser steps" in Page(write_report(folder)).text
+
+    def test_the_weights_that_are_kept_are_the_ones_that_are_told(self, make_folder):
+        history = [evaluation(0, 0.5, 0.25), *map(training, range(1, 5)), {"step": 4, "train_runtime": 20.0}]
+        history[3:3] = [evaluation(2, 0.75, 0.25)]
+        history.append(evaluation(4, 0.6, 0.125))
+        folder = make_folder(history, {**ARGS, "load_best_model_at_end": True})
+        state = json.loads((folder / "trainer_state.json").read_text())
+        (folder / "trainer_state.json").write_text(json.dumps({**state, "best_global_step": 2}))
+        text = Page(write_report(folder)).text
+        assert re.search(r"shapes 64 0\.500 ±\s0\.010 0\.750 ±\s0\.010 \+0\.250", text)
+        assert "After is step 2, whose weights are kept." in text
+
+    def test_a_run_in_several_parts_took_as_long_as_all_of_them(self, make_folder):
+        # 4 seconds of phases a step: 20 s with 4 of something else, then 10 s with 2.
+        history = [training(1), training(2), training(3), training(4), {"step": 4, "train_runtime": 20.0}]
+        phases = sum(value for key, value in training(1).items() if key.startswith("time/"))
+        history += [training(5), training(6), {"step": 6, "train_runtime": 2 * phases + 3}]
+        text = Page(write_report(make_folder(history))).text
+        assert f"Training time {20 + 2 * phases + 3:.0f} s" in text
 
 
 class TestSheets:

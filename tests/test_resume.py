@@ -99,6 +99,15 @@ def test_true_resumes_from_the_newest_checkpoint(make_trainer, tmp_path):
     assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [1, 2, 3]
 
 
+def test_beginning_afresh_beside_an_earlier_run_is_told(make_trainer, tmp_path):
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    make_trainer(max_steps=2, **kwargs).train()
+    with pytest.warns(
+        UserWarning, match=r"`output_dir` .* holds checkpoint-2 of an earlier run, and this one starts afresh"
+    ):
+        make_trainer(max_steps=1, **kwargs).train()
+
+
 def test_weights_of_another_kind_are_refused(make_trainer, tmp_path):
     kwargs = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-4}
     for name, peft in (("adapter", {}), ("whole", {"peft_config": None})):

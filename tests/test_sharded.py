@@ -402,6 +402,32 @@ class TestDeepSpeed:
         assert furthest(one_lora, out) < 5e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2", "ddp"])
+def test_checkpoints_are_pushed(tmp_path, name):
+    """What is pushed is gathered from all processes, while only one of them knows of uploads."""
+    from hub_server import TOKEN, HubServer
+
+    with HubServer() as hub:
+        access = {"HF_TOKEN": TOKEN, **hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        push = [
+            "--push_to_hub",
+            "--hub_model_id",
+            "user/sharded",
+            "--hub_strategy",
+            "all_checkpoints",
+            "--hub_always_push",
+        ]
+        run(*two(name), "--use_cpu", *push, "--output_dir", str(tmp_path / "out"), **access)
+        messages = hub.messages("user/sharded")
+        assert [f"Training in progress, step {step}, checkpoint" in messages for step in (1, 2, 3)] == [True] * 3
+        files = hub.files("user/sharded")
+        assert (
+            files["pytorch_lora_weights.safetensors"]
+            == (tmp_path / "out" / "pytorch_lora_weights.safetensors").read_bytes()
+        )
+
+
 @pytest.fixture
 def namespaces():
     """Two machines in all that concerns the network: prefixes of commands, one address in both, and the card's name."""

@@ -133,6 +133,17 @@ def newest_to_resume(args: ProGRPOConfig, asked: str | bool) -> str:
     return folder
 
 
+def warn_of_earlier(output_dir: str) -> None:
+    """Warns, if a run that begins afresh will write beside another one's checkpoints, which may be taken for its own."""
+    earlier = newest_checkpoint(output_dir)
+    if earlier is not None:
+        warnings.warn(
+            f"`output_dir` {output_dir!r} holds {os.path.basename(earlier)} of an earlier run, and this one starts afresh: "
+            "resuming from the newest may take that for its own. Remove it, use another folder, or resume from it.",
+            stacklevel=4,
+        )
+
+
 def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
     """
     Args:

@@ -26,6 +26,7 @@ from .checkpoint_folders import (
     delete_old,
     newest_to_resume,
     publish,
+    warn_of_earlier,
 )
 from .model_card import name_on_hub
 from .saving import save_denoiser, save_pipeline
@@ -109,6 +110,8 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
         if trainer.args.should_save:
             clear_leftovers(trainer.args.output_dir)
     if asked is None or asked is False:
+        if trainer.is_world_process_zero():
+            warn_of_earlier(trainer.args.output_dir)
         return None
     folder = newest_to_resume(trainer.args, asked) if asked is True else os.fspath(asked)
     with trainer.rank_watch.together():

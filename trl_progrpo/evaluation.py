@@ -126,8 +126,8 @@ class PairedGains:
         return self._before
 
     def load_state_dict(self, state: Mapping[str, dict[str, list[float]]]) -> None:
-        """Goes on from [`~PairedGains.state_dict`]."""
-        self._before = dict(state)
+        """Goes on from [`~PairedGains.state_dict`], with what has been measured before training since, of other prompts."""
+        self._before = {**state, **self._before}
 
     def update(
         self,

@@ -16,7 +16,9 @@ TOTAL = "weighted total"
 
 
 def evaluation_table(
-    log_history: Sequence[Mapping[str, Any]], trained: Iterable[str] | None = None
+    log_history: Sequence[Mapping[str, Any]],
+    trained: Iterable[str] | None = None,
+    kept_step: int | None = None,
 ) -> list[dict[str, Any]]:
     """
     First and last evaluation of every held-out reward on every evaluation set: `name`, `before`, `before_stderr`, `after`,
@@ -24,20 +26,29 @@ def evaluation_table(
     loss is above two standard errors, and `fell`, whether it is such a loss. The weighted total comes first on its set, unless
     it is one of the rewards.
 
-    `before` and `gain` are `None` where the first evaluation was not before training. A gain and its error are those of
+    `before` and `gain` are `None` where no evaluation of as many prompts was before training. A gain and its error are those of
     [`~evaluation.PairedGains`]; where an evaluation had no pairs, because it is of other prompts or of an older run, the
     difference of the means, with the error of two independent evaluations, which is larger.
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
         trained (`Iterable[str]`, *optional*): names of the rewards that are trained on; `trained` is `None` when unset.
+        kept_step (`int`, *optional*): the step whose weights were kept, if not the last one: its evaluation is the last, then.
     """
     trained = None if trained is None else {*trained, TOTAL}
     rows = []
     for prefix in dict.fromkeys(_prefix(key) for entry in log_history for key in entry if _prefix(key)):
         evaluations = [entry for entry in log_history if f"{prefix}_num_prompts" in entry]
-        first, last = evaluations[0], evaluations[-1]
-        before = first if first.get("step") == 0 and first is not last else None
+        last = next((entry for entry in evaluations if kept_step and entry.get("step") == kept_step), evaluations[-1])
+        # A run that was resumed with other prompts has measured them before training as well.
+        before = [
+            entry
+            for entry in evaluations
+            if entry.get("step") == 0
+            and entry is not last
+            and entry[f"{prefix}_num_prompts"] == last[f"{prefix}_num_prompts"]
+        ]
+        before = before[-1] if before else None
         keys = {
             key.removeprefix(f"{prefix}_rewards/").removesuffix("/mean"): (key, key.removesuffix("mean"))
             for key in last

@@ -211,14 +211,28 @@ def push_run(
 
 
 def push_checkpoint(trainer: ProGRPOTrainer, checkpoint_folder: str) -> None:
-    """Starts the uploads that `hub_strategy` asks for when a checkpoint has been written; none while others go on."""
-    args, pushes = trainer.args, trainer.push_in_progress
-    if args.hub_strategy == "end" or not (pushes.is_done() or args.hub_always_push):
+    """
+    Starts the uploads that `hub_strategy` asks for when a checkpoint has been written; none while others go on. Every process
+    must call it, for together they write what is uploaded.
+    """
+    import torch
+
+    args, first = trainer.args, trainer.is_world_process_zero()
+    if args.hub_strategy == "end":
+        return
+    pushes = trainer.push_in_progress if first else None
+    # Only the first process knows of uploads.
+    due = torch.tensor([float(first and (pushes.is_done() or args.hub_always_push))])
+    if not trainer.rank_watch.gather(due)[0].item():
         return
     trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
-    # An upload in progress reads the files that are written now.
-    pushes.wait_until_done()
-    trainer._save(args.output_dir)
+    with trainer.rank_watch.together():
+        if first:
+            # An upload in progress reads the files that are written now.
+            pushes.wait_until_done()
+        trainer._save(args.output_dir)
+    if not first:
+        return
     message = f"Training in progress, step {trainer.state.global_step}"
     options = {"revision": args.hub_revision, "private": args.hub_private_repo}
     pushes.start(trainer.hub_model_id, args.output_dir, message, **options)

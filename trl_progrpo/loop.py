@@ -54,6 +54,10 @@ def keep_tensorboard_in(callbacks: Iterable[TrainerCallback], output_dir: str) -
             callback.logging_dir = os.path.join(output_dir, "runs", run)
 
 
+def _evaluated(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key.endswith(("_num_prompts", "_reward"))}
+
+
 class LoopCallback(TrainerCallback):
     """What the training loop does not do by itself: keep earlier evaluations, and tell the sampler which epoch begins."""
 
@@ -70,9 +74,10 @@ class LoopCallback(TrainerCallback):
         ]
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # The loop starts with an empty log, or that of a checkpoint, which has them already.
-        if not state.log_history:
-            state.log_history.extend(self.evaluations)
+        # The loop starts with an empty log, or that of a checkpoint, which has them already, unless they are of other prompts.
+        begun = [entry for entry in state.log_history if entry.get("step") == 0]
+        known = [_evaluated(entry) for entry in begun]
+        state.log_history[len(begun) : len(begun)] = [e for e in self.evaluations if _evaluated(e) not in known]
         self.evaluations = []
         if self.trainer._resumed_from is not None:
             load_run_state(self.trainer, self.trainer._resumed_from)

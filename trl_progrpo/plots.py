@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
     Images = torch.Tensor | Sequence[Image.Image]
+    Series = tuple[list[float], list[float], list[float]]
 
 
 BLUE, ORANGE, GREEN, PURPLE, GREY, LIGHT, INK = (
@@ -64,12 +66,11 @@ def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> 
         `Path`, or `None` if there was no reward to draw.
     """
     training = [entry for entry in log_history if "reward" in entry]
-    evaluations = [entry for entry in log_history if "eval_reward" in entry]
-    if not training and not evaluations:
+    main, extra = held_out_series(log_history)
+    if not training and not main:
         return None
-    main = _series(evaluations, "eval_reward", "eval_reward_stderr")
-    extra = _extra_rewards(evaluations, main)
-    values = [entry["reward"] for entry in training] + [v for _, ys, _ in [main, *extra.values()] for v in ys]
+    values = [entry["reward"] for entry in training]
+    values += [v for _, ys, _ in [*main.values(), *extra.values()] for v in ys]
     shared = all(-1e-6 <= value <= 1 + 1e-6 for value in values)
 
     with _pyplot() as plt:
@@ -80,14 +81,14 @@ def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> 
         )  # fmt: skip
         axes = axes[:, 0]
         _draw_training(axes[0], training)
-        if main[0]:
-            _draw_evaluation(axes[0], main, "held-out", ORANGE, "o")
+        for (name, series), colour in zip(main.items(), itertools.cycle((ORANGE, GREEN, PURPLE, GREY))):
+            _draw_evaluation(axes[0], series, name, colour, "o")
         for index, (name, series) in enumerate(extra.items()):
             axis = axes[0] if shared else axes[index + 1]
             colour = (GREEN, PURPLE, GREY)[index % 3]
-            _draw_evaluation(axis, series, f"held-out, {name}", colour, "sD^v"[index % 4])
+            _draw_evaluation(axis, series, name, colour, "sD^v"[index % 4])
             if not shared:
-                axis.set_ylabel(name)
+                axis.set_ylabel(name.removeprefix("held-out, "))
                 axis.legend(loc="best")
         axes[0].set_title("Reward")
         axes[0].set_ylabel("reward")
@@ -335,22 +336,42 @@ def _draw_evaluation(axis, series, label: str, colour: str, marker: str) -> None
     )  # fmt: skip
 
 
-def _series(entries, key: str, stderr_key: str) -> tuple[list[float], list[float], list[float]]:
-    """Steps, values and standard errors; of several evaluations at one step the last counts."""
-    by_step = {entry["step"]: entry for entry in entries if key in entry and not math.isnan(entry[key])}
+def _series(entries, key: str, stderr_key: str) -> Series:
+    """
+    Steps, values and standard errors; of several evaluations at one step the first counts: a later one is of other weights,
+    such as the best of the run.
+    """
+    by_step: dict[float, Mapping[str, Any]] = {}
+    for entry in entries:
+        if key in entry and not math.isnan(entry[key]):
+            by_step.setdefault(entry["step"], entry)
     found = [by_step[step] for step in sorted(by_step)]
     return [e["step"] for e in found], [e[key] for e in found], [e.get(stderr_key, math.nan) for e in found]
 
 
-def _extra_rewards(evaluations, main) -> dict[str, tuple[list[float], list[float], list[float]]]:
-    keys = sorted({key for entry in evaluations for key in entry if re.fullmatch(r"eval_rewards/.+/mean", key)})
-    found = {}
-    for key in keys:
-        series = _series(evaluations, key, key.removesuffix("mean") + "stderr")
-        # With one reward function of weight 1 its line would lie on the total's.
-        if series[0] and not (series[0] == main[0] and all(math.isclose(a, b) for a, b in zip(series[1], main[1]))):
-            found[key.removeprefix("eval_rewards/").removesuffix("/mean")] = series
-    return found
+def held_out_series(log_history: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Series], dict[str, Series]]:
+    """
+    Steps, values and standard errors of held-out rewards by what a legend calls them: the reward of every evaluation set, and
+    its further rewards.
+    """
+    main: dict[str, Series] = {}
+    extra: dict[str, Series] = {}
+    keys = sorted({key for entry in log_history for key in entry})
+    for prefix in [match[1] for key in keys if (match := re.fullmatch(r"(eval(?:_.+)?)_reward", key))]:
+        dataset = prefix.removeprefix("eval").strip("_")
+        total = _series(log_history, f"{prefix}_reward", f"{prefix}_reward_stderr")
+        if not total[0]:
+            continue
+        main[f"held-out reward, {dataset}" if dataset else "held-out reward"] = total
+        for key in keys:
+            if not re.fullmatch(rf"{re.escape(prefix)}_rewards/.+/mean", key):
+                continue
+            series = _series(log_history, key, key.removesuffix("mean") + "stderr")
+            # With one reward function of weight 1 its line would lie on the total's.
+            if series[0] and not (series[0] == total[0] and all(map(math.isclose, series[1], total[1]))):
+                name = key.removeprefix(f"{prefix}_rewards/").removesuffix("/mean")
+                extra[f"held-out, {name} ({dataset})" if dataset else f"held-out, {name}"] = series
+    return main, extra
 
 
 def _legend_below(figure, axis) -> None:

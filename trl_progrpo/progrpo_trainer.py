@@ -898,7 +898,7 @@ class ProGRPOTrainer(ShardingTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # The base class calls it before the checkpoint is whole.
-        if self.is_world_process_zero() and self._staging is None:
+        if self._staging is None:
             push_checkpoint(self, checkpoint_folder)
 
     def _finish_current_push(self) -> None:
@@ -947,7 +947,7 @@ class ProGRPOTrainer(ShardingTrainer):
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         # Nothing of an earlier run of this object: its rollouts have the same indices.
         self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, resume_from_checkpoint
-        self._micro_steps_since_update = 0
+        self._micro_steps_since_update, self.kept_step = 0, None
         self._metrics.clear()
         self._loop_callback.keep_evaluations()
         with self.rank_watch.watching(), run_memory(), self._stop_request.listening(self.is_world_process_zero()):
@@ -960,6 +960,10 @@ class ProGRPOTrainer(ShardingTrainer):
         # Who leaves in a hurry comes back to the weights in training.
         if not self.stopped_by_signal:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+            self.kept_step = self.state.best_global_step
+
+    kept_step: int | None = None
+    """The step whose weights were loaded when training ended, with `load_best_model_at_end`."""
 
     _resumed_from: str | None = None
 

@@ -43,16 +43,21 @@ class PhaseTimer:
 
 
 def phase_seconds(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds per phase over the whole run, in the order they happen, with `"other"` up to the training time if known."""
+    """
+    Seconds per phase over the whole run, in the order they happen, with `"other"` up to the training time where that is known:
+    of every call of `train()` that came to its end.
+    """
     seconds: dict[str, float] = {}
+    other = since = 0.0
     for entry in log_history:
         for key, value in entry.items():
             if key.startswith("time/"):
                 name = key.removeprefix("time/")
                 seconds[name] = seconds.get(name, 0.0) + value
+                since += value
+        if "train_runtime" in entry:
+            other, since = other + max(0.0, entry["train_runtime"] - since), 0.0
     if not seconds:
         return {}
     ordered = {name: seconds[name] for name in [*PHASES, *sorted(set(seconds) - set(PHASES))] if name in seconds}
-    runtime = next((entry["train_runtime"] for entry in reversed(log_history) if "train_runtime" in entry), 0.0)
-    other = runtime - sum(ordered.values())
     return ordered | ({"other": other} if other > 0 else {})

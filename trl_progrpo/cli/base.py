@@ -114,6 +114,20 @@ def user_errors(*kinds: type[Exception], ours_only: bool = False) -> Iterator[No
         raise CommandError(message, getattr(error, "exit_status", 2)) from error
 
 
+@contextmanager
+def tracker_errors() -> Iterator[None]:
+    """Turns what Weights & Biases raises where nobody is logged in into a [`CommandError`]."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb.") or "key" not in str(error).lower():
+            raise
+        raise CommandError(
+            f"`report_to` has wandb, which refuses ({str(error).strip().splitlines()[0].rstrip('.')}); run `wandb login`, set "
+            "WANDB_API_KEY, or set WANDB_MODE to offline."
+        ) from error
+
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors and torch write their files in languages of their own, and what they raise is no OSError.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any
 
@@ -30,8 +30,13 @@ def resolved_config(*arguments: Any) -> dict[str, Any]:
             standard = ProGRPOConfig(output_dir=dataclass_.output_dir)
         for f in fields(dataclass_):
             value = getattr(dataclass_, f.name, None)
-            if not f.init or f.name in _LEFT_OUT or "token" in f.name or value is None or not _is_plain(value):
+            if not f.init or f.name in _LEFT_OUT or "token" in f.name or not _is_plain(value):
                 continue
+            if value is None:
+                # What is unset by itself need not be said; of the rest it is what the user has switched off.
+                if f.default is None or f.default is MISSING or (standard is not None and f.name not in ours):
+                    continue
+                value = "none"
             if standard is None or f.name in ours or value != getattr(standard, f.name):
                 config[f.name] = _plain(value)
     if not config.get("datasets"):

@@ -106,6 +106,7 @@ def print_scores(records: Sequence[Record], console: Console | None = None) -> N
 def print_table(records: Sequence[Record], console: Console | None = None) -> None:
     """Mean and standard error of every reward; with an adapter the paired difference to the base as well."""
     from rich.console import Console
+    from rich.markup import escape
 
     from .summary import make_table
 
@@ -131,7 +132,7 @@ def print_table(records: Sequence[Record], console: Console | None = None) -> No
     table = make_table("Rewards", f"mean ± standard error over {counted(scored, 'image')}", "reward", *sources)
     for name, *cells in rows:
         signs = ["+" if source == "difference" else "" for source in sources]
-        table.add_row(name, *(with_error(*cell, sign) for cell, sign in zip(cells, signs)))
+        table.add_row(escape(name), *(with_error(*cell, sign) for cell, sign in zip(cells, signs)))
     (console or Console(highlight=False)).print(table)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..heldout import evaluation_table
 from ..plots import prune_table
 from ..timing import phase_seconds
-from ..words import counted, number, with_error
+from ..words import number, with_error
 
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def summary(
     group_sizes: Mapping[int, tuple[int, int]] | None = None,
     num_inference_steps: int | None = None,
     schedule: str | None = None,
+    kept_step: int | None = None,
     console: Console | None = None,
 ) -> None:
     """
@@ -39,13 +40,14 @@ def summary(
         group_sizes (`Mapping[int, tuple[int, int]]`, *optional*): see [`~plots.prune_group_sizes`].
         num_inference_steps (`int`, *optional*): denoising steps of a rollout.
         schedule (`str`, *optional*): a sentence about the schedule that the run has chosen.
+        kept_step (`int`, *optional*): the step whose weights were kept, if not the last one.
         console ([`~rich.console.Console`], *optional*): standard output when unset.
     """
     from rich.console import Console
 
     console = console or Console(highlight=False)
     parts = [
-        _reward_table(log_history),
+        _reward_table(log_history, kept_step),
         _funnel_table(prune_table(log_history, group_sizes, num_inference_steps)),
         _time_table(log_history),
     ]
@@ -66,17 +68,23 @@ def summary(
     console.print()
 
 
-def _reward_table(log_history) -> Table | None:
-    rows = evaluation_table(log_history)
+def _reward_table(log_history, kept_step: int | None) -> Table | None:
+    from rich.markup import escape
+
+    rows = evaluation_table(log_history, kept_step=kept_step)
     if not rows:
         return None
-    note = f"mean ± standard error over {counted(rows[0]['num_prompts'], 'image')}, noise-free, same seeds"
+    numbers = " and ".join(map(str, dict.fromkeys(row["num_prompts"] for row in rows)))
+    images = "image" if numbers == "1" else "images"
+    note = f"mean ± standard error over {numbers} {images}, noise-free, same seeds"
+    if kept_step is not None:
+        note += f"; after: step {kept_step}, whose weights are kept"
     table = make_table("Held-out reward", note, "reward", "before", "after", "gain")
     for row in rows:
         style = "" if not row["sure"] else "red" if row["fell"] else "green"
         text = with_error(row["gain"], row["gain_stderr"], "+")
         table.add_row(
-            row["name"],
+            escape(row["name"]),
             with_error(row["before"], row["before_stderr"]),
             with_error(row["after"], row["after_stderr"]),
             f"[{style}]{text}[/]" if style else text,

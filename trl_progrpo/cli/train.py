@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import CommandError, CommandParser, full_disk_errors, quieten_libraries, user_errors
+from .base import CommandError, CommandParser, full_disk_errors, quieten_libraries, tracker_errors, user_errors
 
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         eval_dataset if eval_dataset is not None else train_dataset, training_args.prompt_column, GRID_PROMPTS
     )
     # From here on a ValueError that this package did not raise itself is a defect, maybe the reward's: keep its traceback.
-    with user_errors(ours_only=True), trainer.rank_watch.watching():
+    with user_errors(ours_only=True), tracker_errors(), trainer.rank_watch.watching():
         before = trainer.evaluate() if eval_dataset is not None else None
         images = [_generate(trainer, grid_rows)] if script_args.plot else []
         trainer.train(resume_from_checkpoint=resume)
@@ -179,6 +179,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
 
         summary(
             trainer.state.log_history,
+            kept_step=trainer.kept_step,
             files=_saved_files(trainer, output_dir) | files,
             code=loading_code(trainer, output_dir),
             group_sizes=prune_group_sizes(training_args, trainer.schedule_choices),
@@ -200,7 +201,7 @@ def _leave(trainer: ProGRPOTrainer) -> ProGRPOTrainer:
         args, step = trainer.args, trainer.state.global_step
         print(
             f"trl-progrpo train: stopped by SIGTERM after step {step} of {trainer.state.max_steps}; run the same command with "
-            f"`--resume_from_checkpoint last` to go on from {args.output_dir}/checkpoint-{step}.",
+            f"`--resume_from_checkpoint {args.output_dir}/checkpoint-{step}` to go on from there.",
             file=sys.stderr,
         )
     # A launcher ends the other processes when one is gone.
@@ -300,13 +301,16 @@ def _generate(trainer: ProGRPOTrainer, rows: list[dict[str, Any]]) -> torch.Tens
 
 
 def _evaluate_after(trainer: ProGRPOTrainer) -> dict[str, float]:
-    """The metrics after training, taken from the log if the last step was evaluated and its weights are those kept."""
-    if trainer.args.load_best_model_at_end:
-        return trainer.evaluate()
+    """The metrics of the weights that are kept, taken from the log if their step was evaluated."""
+    kept = _kept_step(trainer)
     for entry in reversed(trainer.state.log_history):
-        if "eval_reward" in entry and entry["step"] == trainer.state.global_step:
+        if "eval_reward" in entry and entry["step"] == kept:
             return {key: value for key, value in entry.items() if key.startswith("eval_")}
     return trainer.evaluate()
+
+
+def _kept_step(trainer: ProGRPOTrainer) -> int:
+    return trainer.kept_step or trainer.state.global_step
 
 
 def _write_results(script_args, trainer, before, after, grid_rows, images) -> dict[str, Path]:
@@ -317,7 +321,7 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     args, folder = trainer.args, Path(trainer.args.output_dir)
     log_history, written = trainer.state.log_history, {}
     if after is not None:
-        results = {"step": trainer.state.global_step, "before": before, "after": after}
+        results = {"step": _kept_step(trainer), "before": before, "after": after}
         path = folder / "eval_results.json"
         path.write_text(json.dumps(without_nan(results), indent=2) + "\n", encoding="utf-8")
         written["results"] = path

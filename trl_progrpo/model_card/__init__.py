@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
@@ -84,19 +85,20 @@ def write_model_card(
         **inherited_license(trainer.model_name, token),
     )
     source = trainer.hub_model_id or _path_for_others(place or output_dir)
-    best_step = trainer.state.best_global_step if args.load_best_model_at_end else None
     card = ModelCard.from_template(
         data,
         template_str=files("trl_progrpo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         number=number,
         with_error=with_error,
+        plain=_plain,
         title=model_name or os.path.basename(os.path.abspath(trainer.hub_model_id or output_dir)),
         base=_describe_base(trainer.model_name),
         what="LoRA adapter" if trainer.use_adapter else "fine-tuned pipeline",
         averaged=trainer.ema is not None,
-        best_step=best_step,
+        best_step=trainer.kept_step,
+        has_eval_dataset=trainer.eval_dataset is not None,
         reward_names=trainer.reward_runner.names,
-        evaluation=evaluation_table(history, trainer.reward_runner.names),
+        evaluation=evaluation_table(history, trainer.reward_runner.names, trainer.kept_step),
         trained=training_reward(history),
         pictures=shown,
         has_curve=pictures and trainer.card_pictures.write_curve(output_dir),
@@ -120,6 +122,11 @@ def write_model_card(
     )
     card.content = redact(card.content, [args.hub_token, token])
     card.save(os.path.join(output_dir, "README.md"))
+
+
+def _plain(text: str) -> str:
+    """A user's text for Markdown: no code, emphasis, links or pictures."""
+    return re.sub(r"([\\`*\[\]])", r"\\\1", text)
 
 
 def _describe_base(name: str | None) -> str:

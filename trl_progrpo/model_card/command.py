@@ -15,9 +15,14 @@ from typing import Any
 import yaml
 
 
-_SECRET = r"(?:[\w-]*[_-])?(?:token|api[_-]?key|password|passwd|secret)"
+# Words of names such as `hub_token`, `AWS_SECRET_ACCESS_KEY` or `OPENAI_KEY`; `max_tokens` and `monkey` are none.
+_SECRET = r"(?:.*[_-])?(?:token|(?:api)?key|passw(?:or)?d|passphrase|secret.*|credentials?|auth)(?:[_-]id)?"
 _SECRET_FLAG = re.compile(rf"--?{_SECRET}", re.IGNORECASE)
 _SECRET_KEY = re.compile(_SECRET, re.IGNORECASE)
+# Of an environment, where anything may stand under any name, only what is known to hold no secret.
+_SHOWN = re.compile(
+    r"(?:ACCELERATE|CUDA|HF|MKL|NCCL|OMP|PYTORCH|TOKENIZERS|TORCH|TRANSFORMERS)_\w+|WANDB_(?:MODE|PROJECT)"
+)
 # After the start, or what stands before a value in shells, YAML and JSON; so neither in `a/b` nor in `http://host/a`.
 _PATH = re.compile(r"""(?<![^\s'"=,;:(\[{])~?/[^\s'"=,;:()\[\]{}/]+(?:/+[^\s'"=,;:()\[\]{}/]+)*/*""")
 
@@ -103,7 +108,10 @@ def _config(path: str | None) -> str | None:
         return None
     if not isinstance(config, dict):
         return None
-    lines = [_yaml({key: value}) for key, value in portable_values(_without_secrets(config)).items()]
+    if isinstance(config.get("env"), dict):
+        config["env"] = {name: value for name, value in config["env"].items() if _SHOWN.fullmatch(str(name))}
+    shown = portable_values(_without_secrets(config))
+    lines = [_yaml({key: value}) for key, value in shown.items() if key != "env" or value]
     return "".join(lines).strip()
 
 

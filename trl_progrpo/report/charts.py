@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..plots import _extra_rewards, _running_mean, _series
+from ..plots import _running_mean, held_out_series
 from .svg import WIDE, Plot, both_widths, padded
 
 
@@ -23,21 +23,17 @@ def reward_chart(log_history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | N
         `dict`: `svg`, `legend` as `(colour, text)`, and `others`: held-out rewards on other scales, as charts of their own.
     """
     training = [entry for entry in log_history if _finite(entry.get("reward"))]
-    evaluations = [entry for entry in log_history if "eval_reward" in entry]
-    main = _series(evaluations, "eval_reward", "eval_reward_stderr")
-    if not training and not main[0]:
+    main, extra = held_out_series(log_history)
+    if not training and not main:
         return None
-    extra = _extra_rewards(evaluations, main)
-    values = [entry["reward"] for entry in training] + [v for _, ys, _ in [main, *extra.values()] for v in ys]
+    values = [entry["reward"] for entry in training]
+    values += [v for _, ys, _ in [*main.values(), *extra.values()] for v in ys]
     shared = all(-1e-6 <= value <= 1 + 1e-6 for value in values)
-    named = {
-        "held-out reward": main,
-        **({f"held-out, {name}": series for name, series in extra.items()} if shared else {}),
-    }
-    series = [(name, *found, colour) for (name, found), colour in zip(named.items(), _colours()) if found[0]]
+    named = {**main, **(extra if shared else {})}
+    series = [(name, *found, colour) for (name, found), colour in zip(named.items(), _colours())]
     legend = [("c-blue", "training, survivors (band: ± std within groups)")] if training else []
     legend += [(colour, f"{name} ± standard error") for name, *_, colour in series]
-    alone = {} if shared else {f"held-out, {name}": found for name, found in extra.items()}
+    alone = {} if shared else extra
     return {
         "svg": both_widths(lambda width: _reward_plot(width, training, series)),
         "legend": legend,

@@ -12,6 +12,7 @@ from ..heldout import evaluation_table
 from ..model_card.facts import compute_table, describe_schedule, network_evaluations
 from ..monitoring.group_plots import histogram_edges
 from ..plots import prune_group_sizes, prune_table
+from ..timing import phase_seconds
 from ..words import number, with_error
 from .charts import alive_chart, histogram_chart, reward_chart, spread_chart
 from .run_folder import RunFolder
@@ -42,6 +43,7 @@ def context(run: RunFolder) -> dict[str, Any]:
         "schedule": describe_schedule(args, run.choices).replace("`", "").replace("->", "→") if args else None,
         "tiles": list(_tiles(run, evaluation)),
         "evaluation": evaluation,
+        "kept_step": run.kept_step,
         "fell": [row for row in evaluation if row["fell"]],
         "rewards": reward_chart(history),
         "images": _images(run),
@@ -69,7 +71,7 @@ def _lead(run: RunFolder) -> str:
 
 def _evaluation(run: RunFolder) -> list[dict[str, Any]]:
     """[`evaluation_table`] with what is written."""
-    rows = evaluation_table(run.log_history, run.recorded.get("reward_funcs"))
+    rows = evaluation_table(run.log_history, run.recorded.get("reward_funcs"), run.kept_step)
     for row in rows:
         texts = {
             "before": with_error(row["before"], row["before_stderr"]),
@@ -105,10 +107,11 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
             "note": "of network evaluations",
             "sign": "",
         }
-    runtime = next((e["train_runtime"] for e in reversed(run.log_history) if "train_runtime" in e), None)
-    if runtime is not None:
+    runtimes = [entry["train_runtime"] for entry in run.log_history if "train_runtime" in entry]
+    if runtimes:
+        total = sum(phase_seconds(run.log_history).values()) or sum(runtimes)
         steps = f"{run.global_step} optimiser steps"
-        yield {"label": "Training time", "value": duration(runtime), "note": steps, "sign": ""}
+        yield {"label": "Training time", "value": duration(total), "note": steps, "sign": ""}
 
 
 def _images(run: RunFolder) -> dict[str, Any] | None:

@@ -39,6 +39,7 @@ class RunFolder:
     args: dict[str, Any]
     choices: list[dict[str, Any]]
     recorded: dict[str, Any]
+    kept_step: int | None = None
 
     @property
     def config(self) -> SimpleNamespace | None:
@@ -66,7 +67,8 @@ class RunFolder:
 
 def read_run(folder: str | Path) -> RunFolder:
     """
-    Reads an output folder or a checkpoint; an output folder whose run is still going on gives its newest checkpoint.
+    Reads an output folder or a checkpoint. An output folder gives what was written last: the state of a run that has ended, or
+    the newest checkpoint of one that is still going on, or goes on from what an earlier one has left.
 
     Raises:
         ValueError: if it is no such folder, or a file in it cannot be read.
@@ -74,29 +76,36 @@ def read_run(folder: str | Path) -> RunFolder:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is no folder; give the `output_dir` of a run.")
-    state_file = folder / "trainer_state.json"
-    if not state_file.is_file():
-        checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=_step_of)
-        if not checkpoints:
-            raise ValueError(
-                f"{str(folder)!r} holds no trainer_state.json and no checkpoint; give the `output_dir` of a run, which is "
-                "written when it ends or saves."
-            )
-        state_file = checkpoints[-1]
+    ended = folder / "trainer_state.json"
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: (_written(path), _step_of(path)))
+    if ended.is_file() and not (states and _written(states[-1]) > _written(ended)):
+        states.append(ended)
+    if not states:
+        raise ValueError(
+            f"{str(folder)!r} holds no trainer_state.json and no checkpoint; give the `output_dir` of a run, which is "
+            "written when it ends or saves."
+        )
+    state_file = states[-1]
     state = _read_json(state_file)
-    arguments = [path / "training_args.json" for path in (folder, state_file.parent)]
+    arguments = [path / "training_args.json" for path in (state_file.parent, folder)]
     recorded = folder / FOLDER / FILE
+    if recorded.is_file() and state_file != ended and _written(recorded) < _written(state_file):
+        # Of an earlier run, or of where this one was resumed.
+        recorded = None
     history = state.get("log_history")
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
         raise ValueError(f"{str(state_file)!r} has no `log_history`; {_CURE}.")
+    args = next((_read_json(path) for path in arguments if path.is_file()), {})
+    best_is_kept = args.get("load_best_model_at_end") and state_file == ended
     return RunFolder(
         path=folder.absolute(),
         log_history=history,
         global_step=_number(state, "global_step", state_file),
         max_steps=_number(state, "max_steps", state_file),
-        args=next((_read_json(path) for path in arguments if path.is_file()), {}),
+        args=args,
         choices=_choices(state),
-        recorded=_read_json(recorded) if recorded.is_file() else {},
+        recorded=_read_json(recorded) if recorded is not None and recorded.is_file() else {},
+        kept_step=_number(state, "best_global_step", state_file) or None if best_is_kept else None,
     )
 
 
@@ -120,6 +129,10 @@ def _number(state: dict[str, Any], name: str, path: Path) -> int:
     if not isinstance(value, (int, float)):
         raise ValueError(f"{str(path)!r} has {value!r} as `{name}`; {_CURE}.")
     return int(value)
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _step_of(path: Path) -> int:
