@@ -206,30 +206,41 @@ def summarise(curves: dict[str, Curves], references: Sequence[str]) -> dict[str,
     return summary
 
 
-def tables(summary: dict[str, Any], references: Sequence[str]) -> str:
-    """The summary in Markdown: one table of all methods, and one for every reference."""
-    lines = ["| Method | Seeds | Learning rate | Gain | Rollouts | s per TFLOP |", "|---" * 6 + "|"]
+def tables(summary: dict[str, Any], references: Sequence[str], seconds: bool = True) -> str:
+    """
+    The summary in Markdown: one table of all methods, and one for every reference.
+
+    Args:
+        summary (`dict`): from [`summarise`].
+        references (`Sequence[str]`): the methods that the others are compared with.
+        seconds (`bool`, *optional*, defaults to `True`): whether to tell of them; those of different machines do not compare.
+    """
+    heads = ["Method", "Seeds", "Learning rate", "Gain", "Rollouts", *(["s per TFLOP"] if seconds else [])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in summary.items():
-        lines.append(
-            f"| {name} | {len(row['seeds'])} | {row['learning_rate']:g} | {row['gain']:+.3f} ± {row['gain_stderr']:.3f} | "
-            f"{row['rollouts']:.0f} | {row['seconds_per_teraflop']:.0f} |"
-        )
+        cells = [
+            name,
+            f"{len(row['seeds'])}",
+            f"{row['learning_rate']:g}",
+            f"{row['gain']:+.3f} ± {row['gain_stderr']:.3f}",
+            f"{row['rollouts']:.0f}",
+            *([f"{row['seconds_per_teraflop']:.0f}"] if seconds else []),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     for reference in references:
         compared = {name: row["against"][reference] for name, row in summary.items() if reference in row["against"]}
         if not compared:
             continue
         lines += ["", f"Against *{reference}*; intervals are 95 % of bootstrap samples of seeds:", ""]
-        lines += [
-            "| Method | Difference at equal FLOPs | Times as fast, FLOPs | Times as fast, CPU seconds |",
-            "|---" * 4 + "|",
-        ]
+        heads = ["Method", "Difference at equal FLOPs", "Times as fast, FLOPs"]
+        heads += ["Times as fast, CPU seconds"] if seconds else []
+        lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for name, found in compared.items():
-            flops, seconds = found["teraflops"], found["seconds"]
-            low, high = flops["difference_interval"]
-            lines.append(
-                f"| {name} | {_signed(flops['difference'])} ± {flops['difference_stderr']:.3f} ({_signed(low)} to "
-                f"{_signed(high)}) | {_times(flops)} | {_times(seconds)} |"
-            )
+            flops = found["teraflops"]
+            low, high = map(_signed, flops["difference_interval"])
+            cells = [name, f"{_signed(flops['difference'])} ± {flops['difference_stderr']:.3f} ({low} to {high})"]
+            cells += [_times(flops), *([_times(found["seconds"])] if seconds else [])]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -278,11 +289,15 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="YAML file of methods")
     parser.add_argument("--only", nargs="+", help="names of methods; all when unset")
     parser.add_argument("--references", nargs="+", help="instead of those of the file")
+    parser.add_argument(
+        "--no_seconds", action="store_true", help="leave out seconds, as of runs on different machines"
+    )
     args = parser.parse_args()
     arena = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
     names = args.only or list(arena["methods"])
     references = args.references or arena.get("references") or names[:1]
-    print(tables(summarise(load_curves(args.folders, names), references), references), end="")
+    summary = summarise(load_curves(args.folders, names), references)
+    print(tables(summary, references, seconds=not args.no_seconds), end="")
 
 
 if __name__ == "__main__":
