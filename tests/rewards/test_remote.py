@@ -384,6 +384,16 @@ class TestRetries:
             assert len(server.requests) == 2
             never.set()
 
+    def test_a_call_that_is_given_up_asks_nobody_again(self):
+        gate = threading.Event()
+        with Script(gate, (503, {})) as server:
+            runner = RewardRunner(RemoteReward(server.url, "toy", max_workers=1), on_error="skip", timeout=0.2)
+            with pytest.warns(UserWarning, match="took longer"):
+                assert runner(["a"], torch.zeros(1, 3, 8, 8)).isnan().all()
+            gate.set()
+            until(lambda: not [t for t in threading.enumerate() if t.name in ("remote-reward", "reward-with-timeout")])
+            assert len(server.requests) == 1
+
     def test_what_is_too_large_is_halved_for_good(self, monkeypatch):
         encoded = []
         monkeypatch.setattr(

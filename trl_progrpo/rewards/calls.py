@@ -111,11 +111,11 @@ def begin_call(
     Returns:
         `Callable`: returns one float per image, NaN for `None`; raises [`RewardError`].
     """
-    expected, version = len(prompts), _version(images)
+    expected, version, given_up = len(prompts), _version(images), threading.Event()
     keywords = {**accepted_keywords(function, keywords), "prompts": list(prompts), "images": images}
     try:
         if timeout is not None and not inspect.iscoroutinefunction(function):
-            values = _in_thread(function, keywords, images)
+            values = _in_thread(function, keywords, images, given_up)
         else:
             values = function(**keywords)
         if inspect.isawaitable(values):
@@ -132,6 +132,7 @@ def begin_call(
             except Exception as error:
                 late = isinstance(error, TimeoutError) and not values.done()
                 values.cancel()
+                given_up.set()
                 raise (_late(name, timeout, expected) if late else _failure(name, error, expected)) from error
         if _version(images) != version:
             raise RewardError(
@@ -233,7 +234,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_loop)
 
 
-def _in_thread(function: RewardFunc, keywords: dict[str, Any], images: Any) -> Future:
+_call = threading.local()
+
+
+def given_up_event() -> threading.Event | None:
+    """For a reward function: set once nobody waits for this call of it any more; `None` where nobody could stop waiting."""
+    return getattr(_call, "given_up", None)
+
+
+def _in_thread(function: RewardFunc, keywords: dict[str, Any], images: Any, given_up: threading.Event) -> Future:
     """Runs `function` in a thread; gradient mode, CUDA device and stream, which threads do not inherit, are the caller's."""
     future, gradients = Future(), torch.is_grad_enabled()
     on_gpu = isinstance(images, torch.Tensor) and images.is_cuda
@@ -243,6 +252,7 @@ def _in_thread(function: RewardFunc, keywords: dict[str, Any], images: Any) -> F
     future.set_running_or_notify_cancel()
 
     def run():
+        _call.given_up = given_up
         try:
             with torch.set_grad_enabled(gradients), device, stream:
                 values = function(**keywords)

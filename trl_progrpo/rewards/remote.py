@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from .base import REMOTE_PREFIX
+from .calls import given_up_event
 from .remote_client import RewardServers, TooLarge
 
 
@@ -117,7 +118,8 @@ class RemoteReward:
             raise ValueError(f"{len(prompts)} prompts came with {len(images)} images; give one prompt per image.")
         request = {"reward": self.reward, "preview": bool(preview)}
         columns = {"prompts": list(prompts), **self._plain(columns)}
-        files, stop = _Files(images, self.image_format), threading.Event()
+        # A call that is given up asks nobody again.
+        files, stop = _Files(images, self.image_format), given_up_event() or threading.Event()
         scored = _in_threads(
             lambda chunk: self._score(request, columns, files, chunk, stop),
             self._chunks(range(len(images))),
