@@ -144,6 +144,7 @@ class ProGRPOTrainer(ShardingTrainer):
     _tag_names = ["trl", "progrpo"]
     _name = "Pro-GRPO"
     _sampler_class = ExpandPruneSampler
+    """What makes rollouts and samples for evaluation; `examples/benchmarks/arena_switches.py` has others."""
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class ProGRPOTrainer(ShardingTrainer):
         eval_dataset = as_eval_prompts(eval_dataset, args.prompt_column)
         check_datasets(args, train_dataset, eval_dataset)
         measured = [runner for runner in (self.reward_runner, self.eval_reward_runner) if runner is not None]
-        scorers = {self.reward_runner, self.preview_reward_runner}
+        scorers = (self.reward_runner, self.preview_reward_runner)
         check_reward_columns(args, train_dataset, eval_dataset, scorers, measured)
         check_best_metric(args, [name for runner in measured for name in runner.names])
         check_sharding(args, optimizers[0])

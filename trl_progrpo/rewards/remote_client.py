@@ -96,9 +96,7 @@ class RewardServers:
     def _client(self) -> httpx2.Client:
         # One per process: a fork that wrote into the connections of the process it comes from would spoil both.
         process = os.getpid()
-        if process not in self._clients:
-            self._clients = {process: self._new_client()}
-        return self._clients[process]
+        return self._clients.get(process) or self._clients.setdefault(process, self._new_client())
 
     def _new_client(self) -> httpx2.Client:
         return httpx2.Client(
@@ -200,9 +198,9 @@ class RewardServers:
 
     def close(self) -> None:
         """Closes the connections."""
-        for client in self._clients.values():
+        client = self._clients.pop(os.getpid(), None)
+        if client is not None:
             client.close()
-        self._clients = {}
 
     def _in_order(self, turn: int) -> list[str]:
         start, now = turn % len(self.urls), time.monotonic()
