@@ -1,17 +1,20 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 
+import json
 import math
 from itertools import combinations
 
 import pytest
 import torch
 
+from trl_progrpo.advantages import comparable_rows
 from trl_progrpo.metrics import (
     MetricsBuffer,
     group_std,
     prune_metrics,
     random_subset_std,
     rank_correlation,
+    reward_counts,
     reward_metrics,
 )
 from trl_progrpo.types import Conditioning, PruneRecord, Rollout, Schedule
@@ -181,9 +184,8 @@ class TestMetricsBuffer:
 
         num_processes, device = 2, "cpu"
 
-        def __init__(self, other):
-            # Its weight first.
-            self.other = torch.tensor([[1.0, *other]])
+        def __init__(self, other, weights=None):
+            self.other = torch.tensor([[*other, *(weights or [1.0] * len(other))]])
 
         def gather(self, values):
             return torch.cat([values, self.other])
@@ -209,3 +211,45 @@ class TestMetricsBuffer:
         # By name: a, b/max, c/min, mine, theirs.
         told = buffer.drain(self.Processes([3.0, 3.0, 3.0, math.nan, 7.0]))
         assert told == {"a": 2.0, "b/max": 3.0, "c/min": 1.0, "mine": 5.0, "theirs": 7.0}
+
+    def test_a_value_may_say_what_it_weighs(self):
+        buffer = MetricsBuffer()
+        buffer.add("reward", 1.0, 3)
+        buffer.add("reward", math.nan, 0)
+        buffer.add("reward", 5.0, 1)
+        state = json.loads(json.dumps(buffer.state_dict()))
+        assert buffer.drain(self.One()) == {"reward": 2.0}
+        buffer.load_state_dict(state)
+        buffer.add("plain", 4.0)
+        # The process weighs 3 where a value does not say.
+        told = buffer.drain(self.Processes([0.0, 6.0], [1.0, 12.0]), weight=3)
+        assert told == {"plain": 3.0, "reward": 5.0}
+        buffer.load_state_dict({"old": [1.0, 2.0]})
+        assert buffer.drain(self.One()) == {"old": 1.5}
+
+    def test_errors_are_added_up_over_processes(self):
+        buffer = MetricsBuffer()
+        for count in (2, 4):
+            buffer.add("reward_errors/timeout", count)
+        assert buffer.drain(self.Processes([5.0])) == {"reward_errors/timeout": 8.0}
+
+    def test_what_a_process_has_weighs_as_its_rows(self):
+        """Two processes with as many rows, some without a reward, tell what one with all of them would."""
+        nan = math.nan
+        halves = [
+            make_rollout([], [0, 0, 1, 1], [0, 1, 0, 1], rewards)
+            for rewards in ([1.0, nan, 4.0, 2.0], [nan, nan, 3.0, 5.0])
+        ]
+        whole = make_rollout([], [0, 0, 1, 1, 2, 2, 3, 3], [0, 1] * 4, [1.0, nan, 4.0, 2.0, nan, nan, 3.0, 5.0])
+        told = []
+        for rollout in (*halves, whole):
+            left_out = ~comparable_rows(rollout.rewards, rollout.prompt_index)
+            rollout = rollout.replace(advantages=torch.where(left_out, nan, 0.0))
+            buffer, counts = MetricsBuffer(), reward_counts(rollout, ["one"])
+            for name, value in reward_metrics(rollout, ["one"]).items():
+                buffer.add(name, value, counts[name])
+            told.append(buffer)
+        expected = told[2].drain(self.One())
+        names = sorted(told[1]._values)
+        value, weight = zip(*(told[1]._values[name][0] for name in names))
+        assert told[0].drain(self.Processes(value, weight)) == pytest.approx(expected)

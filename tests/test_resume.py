@@ -99,6 +99,17 @@ def test_true_resumes_from_the_newest_checkpoint(make_trainer, tmp_path):
     assert [entry["step"] for entry in trainer.state.log_history if "reward" in entry] == [1, 2, 3]
 
 
+def test_machines_that_would_go_on_from_different_steps(make_trainer, tmp_path, monkeypatch):
+    kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
+    make_trainer(max_steps=2, **kwargs).train()
+    trainer = make_trainer(max_steps=3, **kwargs)
+    monkeypatch.setattr(trainer.rank_watch, "gather", lambda tensor: [tensor, tensor - 1])
+    with pytest.raises(
+        ValueError, match=r"is of step 2 on process 0 and of step 1 on process 1, .* such as checkpoint-1"
+    ):
+        trainer.train(resume_from_checkpoint=True)
+
+
 def test_beginning_afresh_beside_an_earlier_run_is_told(make_trainer, tmp_path):
     kwargs = {"save_strategy": "steps", "save_steps": 1, "output_dir": str(tmp_path / "out")}
     make_trainer(max_steps=2, **kwargs).train()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,6 @@ from .types import Rollout
 if TYPE_CHECKING:
     from .progrpo_config import ProGRPOConfig
     from .progrpo_trainer import ProGRPOTrainer
-    from .rewards import RewardRunner
 
 
 def save_checkpoint(trainer: ProGRPOTrainer, write: Callable[[], None], output_dir: str) -> None:
@@ -113,11 +111,25 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
         if trainer.is_world_process_zero():
             warn_of_earlier(trainer.args.output_dir)
         return None
-    folder = newest_to_resume(trainer.args, asked) if asked is True else os.fspath(asked)
     with trainer.rank_watch.together():
+        folder = newest_to_resume(trainer.args, asked) if asked is True else os.fspath(asked)
         check_checkpoint(folder, trainer.args)
         check_weights(trainer, folder)
+    _check_same_step(trainer, folder)
     return folder
+
+
+def _check_same_step(trainer: ProGRPOTrainer, folder: str) -> None:
+    """Each machine looks on its own disk, where a run that was killed may have left another newest checkpoint."""
+    with open(os.path.join(folder, STATE_FILE), encoding="utf-8") as file:
+        step = torch.tensor([json.load(file)["global_step"]])
+    steps = [int(told.item()) for told in trainer.rank_watch.gather(step)]
+    other = next((rank for rank, told in enumerate(steps) if told != steps[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"`resume_from_checkpoint` is of step {steps[0]} on process 0 and of step {steps[other]} on process {other}, each "
+            f"on the disk of its machine; give a checkpoint that all of them have, such as checkpoint-{min(steps)} if they do."
+        )
 
 
 def check_weights(trainer: ProGRPOTrainer, folder: str) -> None:
@@ -221,7 +233,6 @@ def save_run_state(trainer: ProGRPOTrainer, folder: str) -> None:
     state = {
         "loss": trainer._tr_loss.item(),
         "last_logged_step": trainer._globalstep_last_logged,
-        "reward_errors": [dict(runner.errors) for runner in _runners(trainer)],
         **{name: watch.state_dict() for name, watch in _watches(trainer).items()},
     }
     path = _run_state_file(folder, trainer.accelerator.process_index)
@@ -236,8 +247,6 @@ def load_run_state(trainer: ProGRPOTrainer, folder: str) -> None:
         # What an older version did not keep begins anew.
         if name in state:
             watch.load_state_dict(state[name])
-    for runner, errors in zip(_runners(trainer), state["reward_errors"]):
-        runner.errors = Counter(errors)
     trainer._globalstep_last_logged = state["last_logged_step"]
     trainer._tr_loss += state["loss"]
     # The summary of the run is over the steps of this call alone.
@@ -256,7 +265,3 @@ def _watches(trainer: ProGRPOTrainer) -> dict[str, Any]:
         "held_out": trainer._hacking_watch,
         "before_training": trainer._paired_gains,
     }
-
-
-def _runners(trainer: ProGRPOTrainer) -> list[RewardRunner]:
-    return [trainer.reward_runner, trainer.preview_reward_runner]

@@ -112,6 +112,28 @@ def reward_metrics(rollout: Rollout, names: Sequence[str]) -> dict[str, float]:
     return metrics
 
 
+def reward_counts(rollout: Rollout, names: Sequence[str]) -> dict[str, int]:
+    """
+    How many rows or groups each of [`reward_metrics`] is a mean over: what it weighs beside that of another process.
+
+    Args:
+        rollout ([`~types.Rollout`]): with advantages.
+        names (`Sequence[str]` of length `F`): of the reward functions.
+    """
+    num_groups = len(rollout.prompt_index.unique())
+    scored = ~rollout.rewards.isnan()
+    left_out = int(rollout.advantages.view(num_groups, -1).isnan().all(1).sum())
+    counts = {
+        "reward": int(scored.sum()),
+        "reward_std": len(rollout.prompt_index[scored].unique()),
+        "frac_reward_zero_std": num_groups - left_out,
+        "frac_groups_left_out": num_groups,
+    }
+    for name, values in zip(names, rollout.rewards_per_func.unbind(1)):
+        counts[f"rewards/{name}/mean"] = int((~values.isnan()).sum())
+    return counts
+
+
 def checkpoint_means(log_history: Sequence[Mapping[str, Any]], group: str) -> dict[int, dict[str, float]]:
     """
     Means over a run of every logged `{group}/step_{i}/{name}`, as `{i: {name: mean}}` with the steps in order. NaN is left
@@ -137,16 +159,25 @@ class MetricsBuffer:
     most_unread = 1000
 
     def __init__(self):
-        self._values: dict[str, list[float]] = defaultdict(list)
+        # With what each weighs; `None` where it is not said.
+        self._values: dict[str, list[tuple[float, float | None]]] = defaultdict(list)
         self._unread: list[tuple[str, torch.Tensor]] = []
 
     def __bool__(self) -> bool:
         return bool(self._values or self._unread)
 
-    def add(self, name: str, value: torch.Tensor | float) -> None:
-        """One more value, a number or a 0-dimensional tensor without gradient; NaN stands for nothing to tell."""
+    def add(self, name: str, value: torch.Tensor | float, weight: float | None = None) -> None:
+        """
+        One more value; NaN stands for nothing to tell.
+
+        Args:
+            name (`str`): of the metric.
+            value (`torch.Tensor` or `float`): a number, or a 0-dimensional tensor without gradient.
+            weight (`float`, *optional*): of a number in means over values and processes; when unset, 1 in means over values
+                and in those over processes what [`~MetricsBuffer.drain`] is told.
+        """
         if not isinstance(value, torch.Tensor):
-            self._values[name].append(value)
+            self._values[name].append((value, weight))
             return
         self._unread.append((name, value))
         if len(self._unread) >= self.most_unread:
@@ -158,46 +189,65 @@ class MetricsBuffer:
         for kind in {(tensor.device, tensor.dtype) for tensor in tensors}:
             chosen = [i for i, tensor in enumerate(tensors) if (tensor.device, tensor.dtype) == kind]
             for i, value in zip(chosen, torch.stack([tensors[i] for i in chosen]).tolist()):
-                self._values[names[i]].append(value)
+                self._values[names[i]].append((value, None))
 
     def clear(self) -> None:
         """Forgets everything."""
         self._values.clear()
         self._unread.clear()
 
-    def state_dict(self) -> dict[str, list[float]]:
+    def state_dict(self) -> dict[str, list[tuple[float, float | None]]]:
         """What was gathered since the last log, for a checkpoint that falls between two."""
         self._read()
         return {name: list(values) for name, values in self._values.items()}
 
-    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Goes on from [`~MetricsBuffer.state_dict`]."""
+    def load_state_dict(self, state: Mapping[str, Sequence[Any]]) -> None:
+        """Goes on from [`~MetricsBuffer.state_dict`], or what an older version made of it, which had no weights."""
         self._unread.clear()
-        self._values = defaultdict(list, {name: list(values) for name, values in state.items()})
+        self._values = defaultdict(list)
+        for name, values in state.items():
+            self._values[name] = [tuple(v) if isinstance(v, (list, tuple)) else (v, None) for v in values]
 
     def drain(self, accelerator: Any, weight: float = 1) -> dict[str, float]:
         """
         A maximum of what ends in `/max`, a minimum of what ends in `/min`, the mean of everything else, over all processes;
-        without what is NaN. Forgets them.
+        without what is NaN. What begins with `reward_errors/` is added up over processes. Forgets them.
 
         Args:
             accelerator ([`~accelerate.Accelerator`]): gathers; all processes must have added the same names.
-            weight (`float`, *optional*, defaults to 1): of this process in means, e.g. how many trajectories it has.
+            weight (`float`, *optional*, defaults to 1): of this process in means, e.g. how many trajectories it has; of values
+                that were added with a weight, theirs is taken instead.
         """
         self._read()
-        told = {name: _reduce(name, values) for name, values in sorted(self._values.items())}
+        names = sorted(self._values)
+        told = [_reduce(name, *zip(*self._values[name])) for name in names]
         if accelerator.num_processes > 1:
-            row = torch.tensor([[weight, *told.values()]], device=accelerator.device)
-            weights, *columns = (column.tolist() for column in accelerator.gather(row).cpu().unbind(1))
-            told = {name: _reduce(name, column, weights) for name, column in zip(told, columns)}
+            weights = [_weight(self._values[name], weight) for name in names]
+            row = torch.tensor([[*told, *weights]], device=accelerator.device)
+            columns = [column.tolist() for column in accelerator.gather(row).cpu().unbind(1)]
+            told = [
+                _reduce(name, values, weights, over_processes=True)
+                for name, values, weights in zip(names, columns, columns[len(names) :])
+            ]
         self._values.clear()
-        return {name: value for name, value in told.items() if not math.isnan(value)}
+        return {name: value for name, value in zip(names, told) if not math.isnan(value)}
 
 
-def _reduce(name: str, values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    known = [(value, weight) for value, weight in zip(values, weights or [1] * len(values)) if not math.isnan(value)]
+def _weight(values: Sequence[tuple[float, float | None]], otherwise: float) -> float:
+    weights = [weight for value, weight in values if not math.isnan(value)]
+    return math.fsum(weights) if weights and None not in weights else otherwise
+
+
+def _reduce(
+    name: str, values: Sequence[float], weights: Sequence[float | None], over_processes: bool = False
+) -> float:
+    known = [
+        (value, 1 if weight is None else weight) for value, weight in zip(values, weights) if not math.isnan(value)
+    ]
     if not known:
         return math.nan
+    if over_processes and name.startswith("reward_errors/"):
+        return math.fsum(value for value, _ in known)
     if name.endswith("/max"):
         return max(value for value, _ in known)
     if name.endswith("/min"):

@@ -66,7 +66,7 @@ from .heldout import HackingWatch
 from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
 from .loop import AverageCallback, LoopCallback, dress_for_the_loop, keep_tensorboard_in
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
-from .metrics import MetricsBuffer, prune_metrics, reward_metrics
+from .metrics import MetricsBuffer, prune_metrics, reward_counts, reward_metrics
 from .model_card import CardPictures, portable_values, started_with, write_model_card
 from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback, check_trackers
 from .out_of_memory import run_memory, update_memory
@@ -475,6 +475,8 @@ class ProGRPOTrainer(ShardingTrainer):
         if rollout is None:
             if self.auto_schedule is not None:
                 self.auto_schedule.before_rollout(inputs, rollout_index)
+            # Those of pictures that were drawn since belong to no rollout.
+            self._count_errors()
             with self.rank_watch.together(), self._inference():
                 rollout = self.sampler.rollout(
                     self.family.denoiser,
@@ -666,10 +668,12 @@ class ProGRPOTrainer(ShardingTrainer):
 
     def _log_rollout(self, rollout: Rollout) -> None:
         errors = {f"reward_errors/{kind}": count for kind, count in self._count_errors().items()}
+        counts = reward_counts(rollout, self.reward_runner.names)
         rewards = reward_metrics(rollout, self.reward_runner.names)
         for name, value in {**rewards, **errors, **prune_metrics(rollout), **audit_metrics(rollout)}.items():
-            self._metrics.add(name, value)
-        if rollout.rewards.isnan().all() and self.is_world_process_zero():
+            self._metrics.add(name, value, counts.get(name))
+        scored = self.rank_watch.gather((~rollout.rewards.isnan()).sum()[None].cpu())
+        if not sum(scored).item() and self.is_world_process_zero():
             warnings.warn(
                 "no image of a rollout has a reward, so that nothing is learnt from it; look at the reward functions and the "
                 "columns they read.",
