@@ -155,6 +155,18 @@ class TestChoice:
         once.train()
         assert len(once.schedule_choices) == 1
 
+    @pytest.mark.parametrize("changed", [{"num_expansions": 3}, {"num_inference_steps": 2}])
+    def test_a_choice_that_no_longer_fits_is_made_again(self, make_trainer, priced, changed):
+        trainer = make_trainer(**AUTO, prune_schedule_interval=0, max_steps=1)
+        trainer.train()
+        auto, [choice] = trainer.auto_schedule, trainer.schedule_choices
+        # As a checkpoint of a run with more of both has it.
+        choice.update(num_expansions=4, prune_steps=[1], prune_sizes=[3])
+        assert not auto._is_due(1)
+        for name, value in changed.items():
+            setattr(trainer.args, name, value)
+        assert auto._is_due(1)
+
     def test_groups_without_spread_change_nothing(self, make_trainer, priced):
         def flat(prompts, images, **columns):
             return [0.5] * len(prompts)

@@ -13,14 +13,16 @@ import torch
 import yaml
 from rich.console import Console
 
+from trl_progrpo import ProGRPOConfig
 from trl_progrpo.cli.arguments import TrainParser
 from trl_progrpo.cli.main import main
 from trl_progrpo.cli.plan import Method, Plan, _verdict, alternatives
 from trl_progrpo.cli.plan_arguments import PlanParser
 from trl_progrpo.cli.plan_page import format_flops, format_seconds, print_plan
-from trl_progrpo.cli.plan_schedule import calibrate
+from trl_progrpo.cli.plan_schedule import calibrate, noise_levels
 from trl_progrpo.cost import PruneSchedule, UnitCost, WorkCount
 from trl_progrpo.planning import Option, RecordedGroups, expected_gain, verdict
+from trl_progrpo.types import Schedule
 
 
 DEMO = Path(__file__).parents[1] / "examples" / "configs" / "shapes_demo.yaml"
@@ -122,6 +124,61 @@ def test_a_proposal_is_a_configuration(capsys, pipeline_path, prompts_file, tmp_
     assert (config.max_steps, said["reward_funcs"]) == (1, ["jpeg_compressibility"])
 
 
+def test_what_does_not_concern_the_small_run_may_be_set(capsys, pipeline_path, prompts_file, tmp_path):
+    """And no more trajectories are in memory at a time than in a rollout, which changes nothing about them."""
+    flags = ["--model_name_or_path", pipeline_path, "--dataset_name", prompts_file, *BATCH, "--no_time"]
+    flags += [
+        "--reward_funcs",
+        "jpeg_compressibility",
+        "--num_inference_steps",
+        "3",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    flags += ["--calibrate", "--calibration_groups", "3", "--noise_levels", "0.5", "--num_expansions", "8"]
+    # 4 prompts of 8 trajectories have room for 2 groups of 16; 1 prompt for none.
+    several = ["--prompts_per_rollout", "4", "--gradient_accumulation_steps", "4", "--eval_on_start", "true"]
+    found = [planned(capsys, *flags, *more)["calibration"]["levels"] for more in (several, [])]
+    for apart, together in zip(*found, strict=True):
+        assert apart["spread"] == pytest.approx(together["spread"], rel=1e-3)
+        assert apart["rank_corr"] == pytest.approx(together["rank_corr"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--pruning_rule", "random"], "`pruning_rule` is 'random', but `--calibrate` chooses for 'ovf'"),
+        (["--noise_levels", "inf"], "`--noise_levels` is [inf]; give values of `noise_level`, above 0."),
+        (
+            ["--policy", "flow_cps", "--noise_levels", "1.2"],
+            "`--noise_levels` is [1.2]; give values of `noise_level`, above 0 up to 1.",
+        ),
+    ],
+)
+def test_what_cannot_be_calibrated(capsys, tmp_path, flags, part):
+    assert (
+        main(["plan", "--config", str(DEMO), "--no_time", "--calibrate", "--output_dir", str(tmp_path), *flags]) == 2
+    )
+    assert part in capsys.readouterr().err
+
+
+def test_levels_stay_legal_and_small_ones_are_not_rounded_away():
+    class OneFamily:
+        policies = ("flow_cps",)
+        make_schedule = staticmethod(
+            lambda steps: Schedule.flow(torch.arange(steps).flip(0), torch.linspace(1, 0, steps + 1))
+        )
+
+    for configured, expected in ((0.8, [0.8, 0.56, 1.0]), (0.0004, [0.0004, 0.00028, 0.00056])):
+        args = ProGRPOConfig(output_dir="out", use_cpu=True, noise_level=configured, policy="flow_cps")
+        assert [level for level, *_ in noise_levels(args, OneFamily(), None)] == expected
+
+
+def test_another_rule_is_said(capsys, tmp_path):
+    flags = ["--config", str(DEMO), "--no_time", "--output_dir", str(tmp_path), "--pruning_rule", "random"]
+    assert any(note.startswith("Spread and signal are those of ovf") for note in planned(capsys, *flags)["notes"])
+
+
 def test_without_a_tokenizer_only_flops_are_missing(capsys, pipeline_path, prompts_file, tmp_path):
     folder = tmp_path / "configs"
     shutil.copytree(pipeline_path, folder, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer*"))
@@ -197,6 +254,15 @@ def test_the_page_of_a_proposal_fits(tmp_path):
         assert "…" not in text
         for part in ("noise_level 0.49", "reward spread", "proposed", "Proposed: ", "Here it is", "after step 7"):
             assert part in text
+
+
+def test_nothing_is_told_in_units_of_no_spread(tmp_path):
+    plan = calibrated(make_plan(), tmp_path / "run.yaml")
+    run = plan.calibration.methods["this run"]
+    plan.calibration.methods["this run"] = replace(run, spread=0.0, signal=0.0)
+    file = io.StringIO()
+    print_plan(plan, Console(file=file, width=100, highlight=False))
+    assert "–" in file.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -15,6 +15,7 @@ from trl_progrpo.cli.text_skeleton import encode
 from trl_progrpo.cost import PhaseCost, PruneSchedule, UnitCost, WorkCount
 from trl_progrpo.families import load_preview_decoder
 from trl_progrpo.flops import count_flops, unit_flops
+from trl_progrpo.rewards import RewardRunner
 
 
 # TFLOPs of the paper's cost table, SD3.5 medium: a step with guidance is two evaluations; training is four times a forward
@@ -205,6 +206,45 @@ def test_measured_seconds(make_trainer, make_config, tmp_path):
     assert unit.preview_reward >= 0.004
     assert all(math.isfinite(value) and value > 0 for value in vars(unit).values())
     assert trainer.state.global_step < 100
+
+
+def test_the_first_step_is_never_the_price(make_trainer, make_config, tmp_path):
+    """However long it takes, as it does where networks are compiled."""
+    trainer = make_trainer(calibration_config(make_config(), str(tmp_path)))
+    calls = []
+
+    def compiled(prompts, images, **columns):
+        calls.append(len(images))
+        time.sleep(0.5 if len(calls) <= 2 else 0.0)
+        return [0.0] * len(images)
+
+    compiled.image_type = "pt"
+    trainer.sampler.scorer = trainer.sampler.preview_scorer = RewardRunner(compiled)
+    unit = measure_seconds(trainer, seconds=0.001)
+    assert trainer.state.global_step == 2
+    assert unit.reward < 0.5 / max(calls)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sizes"),
+    [
+        # trained, rollout and decode batches, previews -> started, finished
+        ((2, 96, None, False), (96, 96)),
+        ((48, 32, 20, False), (64, 60)),
+        ((48, 192, None, True), (384, 192)),
+        ((4, 6, 2, True), (6, 4)),
+    ],
+)
+def test_what_is_timed_fills_batches(make_config, tmp_path, numbers, sizes):
+    trained, calls, decoded, previews = numbers
+    args = make_config(
+        num_generations=2, num_expansions=2, prune_steps=None, prune_sizes=None, per_device_train_batch_size=trained,
+        gradient_accumulation_steps=1, rollout_batch_size=calls, decode_batch_size=decoded,
+    )  # fmt: skip
+    small = calibration_config(args, str(tmp_path), previews=previews)
+    finished = small.prune_sizes[-1] if previews else sizes[1]
+    assert (small.num_expansions, finished) == sizes
+    assert small.num_generations == trained
 
 
 def test_measuring_a_plain_run_knows_no_previews(make_trainer, make_config, tmp_path):

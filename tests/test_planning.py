@@ -152,6 +152,11 @@ class TestSearch:
         assert found.score == pytest.approx(gain.signal / 2)
         assert evaluate(schedule, groups, 2.0, "spread").score == pytest.approx(gain.spread / 2)
 
+    def test_after_the_last_step_the_image_is_the_finished_one(self):
+        groups = recorded([0.5, 0.9])
+        late = evaluate(PruneSchedule(3, 4, 16, (2,), (4,)), groups, 1.0)
+        assert late.signal == pytest.approx(evaluate(PruneSchedule(3, 4, 16), groups, 1.0).signal)
+
     def test_fewer_expansions_are_tried_on_subsets(self):
         found = evaluate(PruneSchedule.plain(3, 4), recorded([0.5, 0.5], groups=300), 1.0)
         assert found.signal == pytest.approx(3, rel=0.05)

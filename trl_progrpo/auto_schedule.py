@@ -122,8 +122,15 @@ class AutoSchedule:
         return PruneSchedule(args.num_inference_steps, args.num_generations, choice["num_expansions"], steps, sizes)
 
     def _is_due(self, rollout_index: int) -> bool:
-        choices, interval = self.memory.choices, self.trainer.args.prune_schedule_interval
-        return not choices or (interval > 0 and rollout_index // interval > choices[-1]["rollout"] // interval)
+        choices, args = self.memory.choices, self.trainer.args
+        if not choices:
+            return True
+        last, interval = choices[-1], args.prune_schedule_interval
+        # A run may be resumed with other settings than it was chosen for.
+        fits = last["num_expansions"] <= args.num_expansions and all(
+            step < args.num_inference_steps - 1 for step in last["prune_steps"]
+        )
+        return not fits or (interval > 0 and rollout_index // interval > last["rollout"] // interval)
 
     def _choose(self, inputs: Mapping[str, Sequence[Any]], rollout_index: int) -> None:
         trainer, memory = self.trainer, self.memory

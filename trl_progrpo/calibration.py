@@ -32,20 +32,24 @@ def calibration_config(args: ProGRPOConfig, output_dir: str, previews: bool = Fa
     """
     previews = previews or bool(args.prune_steps) or args.prune_schedule is not None
     small = copy.copy(args)
-    trained = max(2, args.per_device_train_batch_size)
-    started = trained
-    if previews:
-        # Whole batches, and something to prune: a checkpoint that drops nothing is none.
-        started = args.rollout_batch_size * (trained // args.rollout_batch_size + 1)
+    trained, calls = max(2, args.per_device_train_batch_size), args.rollout_batch_size
+    # Whole batches of every kind: what is finished beyond those that are trained on falls to a last selection.
+    finished = _multiple(args.decode_batch_size or calls, trained)
+    started = _multiple(calls, finished)
+    if previews and started == finished:
+        # Something to prune: a checkpoint that drops nothing is none.
+        started += calls
     changes = {
         "output_dir": output_dir,
         "num_generations": trained,
         "num_expansions": started,
         "prune_steps": [0] if previews else None,
-        "prune_sizes": [trained] if previews else None,
+        "prune_sizes": [finished] if previews else None,
         "prune_schedule": None,
         "num_inference_steps": 2,
         "sde_window": None,
+        "prompts_per_rollout": None,
+        "eval_on_start": False,
         "steps_per_generation": trained // args.per_device_train_batch_size,
         "gradient_accumulation_steps": trained // args.per_device_train_batch_size,
         "num_iterations": 1,
@@ -69,14 +73,19 @@ def calibration_config(args: ProGRPOConfig, output_dir: str, previews: bool = Fa
     return small
 
 
+def _multiple(size: int, number: int) -> int:
+    """The smallest multiple of `size` that is at least `number`."""
+    return size * -(-number // size)
+
+
 def measure_seconds(trainer: ProGRPOTrainer, seconds: float = 30.0) -> UnitCost:
     """
-    Seconds per piece of work, from as many rollouts and updates as fit into `seconds`, at least one. The first one, in which
-    kernels are chosen and compiled, counts only if there is no other.
+    Seconds per piece of work, from as many rollouts and updates as fit into `seconds`, at least one. They come after a first
+    one, in which kernels are chosen and compiled, and which counts for nothing.
 
     Args:
         trainer ([`ProGRPOTrainer`]): of a [`calibration_config`]; it is trained, so throw it away.
-        seconds (`float`, *optional*, defaults to 30.0): roughly how long this may take.
+        seconds (`float`, *optional*, defaults to 30.0): roughly how long this may take, after the first one.
     """
     args, sampler = trainer.args, trainer.sampler
     # Several functions, or one that is both: previews and finished images are timed apart.
@@ -86,7 +95,7 @@ def measure_seconds(trainer: ProGRPOTrainer, seconds: float = 30.0) -> UnitCost:
     trainer.add_callback(_Clock(seconds, trainer.accelerator.device))
     trainer.train()
     rollouts = [entry for entry in trainer.state.log_history if "time/denoise" in entry]
-    used = slice(1, None) if len(rollouts) > 1 else slice(None)
+    used = slice(1, None)
     phase = {name: _mean([entry.get(f"time/{name}", 0.0) for entry in rollouts[used]]) for name in PHASES}
     steps, sizes = tuple(args.prune_steps or ()), tuple(args.prune_sizes or ())
     schedule = PruneSchedule(args.num_inference_steps, args.num_generations, args.num_expansions, steps, sizes)
@@ -118,6 +127,7 @@ def record_untrained(
     noise_steps: Sequence[int],
     num_inference_steps: int,
     num_expansions: int,
+    groups_at_once: int | None = None,
 ) -> RecordedGroups:
     """
     Whole groups of a trainer's policy as it is now; see [`record_groups`].
@@ -130,34 +140,43 @@ def record_untrained(
         noise_steps (`Sequence[int]`): steps that carry it.
         num_inference_steps (`int`): denoising steps.
         num_expansions (`int`): trajectories per group.
+        groups_at_once (`int`, *optional*): as many are in memory at a time; all when unset.
     """
     denoiser, column = trainer.family.denoiser, trainer.args.prompt_column
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != column}
     prompts, training = [row[column] for row in rows], denoiser.training
     denoiser.eval()
+    recorded = []
     try:
-        with torch.no_grad(), trainer.accelerator.autocast():
-            return record_groups(
-                trainer.sampler,
-                denoiser,
-                prompts,
-                columns,
-                level=level,
-                num_expansions=num_expansions,
-                num_inference_steps=num_inference_steps,
-                policy=policy,
-                conditioning=trainer.prompt_cache(prompts, trainer.args.negative_prompt),
-                noise_steps=noise_steps,
-            )
+        for start in range(0, len(rows), groups_at_once or len(rows)):
+            part = slice(start, start + (groups_at_once or len(rows)))
+            with torch.no_grad(), trainer.accelerator.autocast():
+                found = record_groups(
+                    trainer.sampler,
+                    denoiser,
+                    prompts[part],
+                    {name: values[part] for name, values in columns.items()},
+                    level=level,
+                    num_expansions=num_expansions,
+                    num_inference_steps=num_inference_steps,
+                    policy=policy,
+                    conditioning=trainer.prompt_cache(prompts[part], trainer.args.negative_prompt),
+                    noise_steps=noise_steps,
+                    first_slot=start,
+                )
+            recorded.append(found)
     finally:
         denoiser.train(training)
+    previews = {step: torch.cat([groups.previews[step] for groups in recorded]) for step in recorded[0].previews}
+    return RecordedGroups(level, previews, torch.cat([groups.final for groups in recorded]))
 
 
 class _Clock(TrainerCallback):
     """Stops training when the time is up; waits for the device after every batch, so that each phase has its own seconds."""
 
     def __init__(self, seconds: float, device: torch.device):
-        self.until, self.device = time.perf_counter() + seconds, device
+        self.seconds, self.device = seconds, device
+        self.until: float | None = None
 
     def on_phase(self, args, state, control, **kwargs):
         if self.device.type != "cpu":
@@ -165,7 +184,10 @@ class _Clock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log = True
-        control.should_training_stop = time.perf_counter() >= self.until
+        if self.until is None:
+            self.until = time.perf_counter() + self.seconds
+        else:
+            control.should_training_stop = time.perf_counter() >= self.until
 
 
 def _timed(scorer: Callable[..., torch.Tensor], seconds: list[float]) -> Callable[..., torch.Tensor]:

@@ -54,7 +54,10 @@ def dry_run(
     schedule = _schedule(training_args, processes, counting, policy, trained_steps)
     whole = _whole_run(training_args, processes, counting, num_prompts)
     sections = {"model": model, "data": data, "rewards": _rewards(runners, training_args), **schedule, **whole}
-    print("# A dry run of `trl-progrpo train`: no weights were loaded. What follows is a configuration for --config.")
+    print(
+        "# A dry run of `trl-progrpo train`: no weights were loaded. What follows is a configuration for --config, without\n"
+        "# `env` and the options of a launcher, such as num_processes."
+    )
     for title, lines in sections.items():
         print(f"#\n# {title}")
         for label, text in lines:

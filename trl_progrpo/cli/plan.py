@@ -180,6 +180,10 @@ def make_plan(
 
     methods = [method("this run", schedule), *itertools.starmap(method, alternatives(schedule))]
     notes = [not_counted] if not_counted else []
+    if training_args.pruning_rule != "ovf" and len(schedule.sizes) > 1:
+        notes.append(
+            f"Spread and signal are those of ovf; pruning_rule {training_args.pruning_rule} keeps less of them, and random none."
+        )
     audited = training_args.audit_fraction * geometry.groups_per_process
     if schedule.prune_steps and audited:
         more = WorkCount.of(schedule, **counting, audited=audited).nfe / methods[0].work.nfe - 1
@@ -266,6 +270,11 @@ def _check(options: argparse.Namespace, args: ProGRPOConfig) -> None:
     for name, value in CALIBRATION_DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.calibrate and args.pruning_rule != "ovf":
+        raise CommandError(
+            f"`pruning_rule` is {args.pruning_rule!r}, but `--calibrate` chooses for 'ovf'; use that, or leave --calibrate "
+            "away."
+        )
     if options.calibration_groups < 2:
         raise CommandError(
             f"`--calibration_groups` is {options.calibration_groups}; give at least 2, as schedules are told apart by their "

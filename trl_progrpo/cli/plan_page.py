@@ -133,10 +133,16 @@ def _print_calibration(plan: Plan, console: Console) -> str:
     )  # fmt: skip
     run = calibration.methods["this run"]
     for name, method in calibration.methods.items():
-        rates = [getattr(method, what) / method.cost * run.cost / getattr(run, what) for what in ("spread", "signal")]
+        # Without any spread in this run's groups nothing can be told in units of it.
+        rates = [
+            f"{getattr(method, what) / method.cost * run.cost / getattr(run, what):.2f}x"
+            if getattr(run, what)
+            else "–"
+            for what in ("spread", "signal")
+        ]
         table.add_row(
             name, f"{method.level:g}", f"{method.spread:.3g}", f"{method.signal:.3g}", say(method.cost),
-            *(f"{rate:.2f}x" for rate in rates),
+            *rates,
         )  # fmt: skip
     console.print()
     console.print(table)

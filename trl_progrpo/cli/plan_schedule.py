@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,12 +73,15 @@ def noise_levels(
     Raises:
         CommandError: for a level that the policy does not take.
     """
+    from ..policies import POLICIES
     from .dry_run import resolve_policy
 
     name = level_name(args, family)
-    configured, most = getattr(args, name), 1.0 if name == "eta" else float("inf")
-    levels = wanted or sorted({min(most, round(configured * factor, 3)) for factor in (0.7, 1.0, 1.4)})
-    if not all(0 < level <= most for level in levels):
+    with user_errors():
+        policy = POLICIES.get(args.policy or family.policies[0])
+    configured, most = getattr(args, name), 1.0 if name == "eta" else policy.max_noise_level
+    levels = wanted or sorted({min(most, float(f"{configured * factor:.3g}")) for factor in (0.7, 1.0, 1.4)})
+    if not all(0 < level <= most and math.isfinite(level) for level in levels):
         raise CommandError(
             f"`--noise_levels` is {levels}; give values of `{name}`, above 0{' up to 1' * (most == 1)}."
         )
@@ -102,6 +106,7 @@ def record(
     rows: Sequence[Mapping[str, Any]],
     num_inference_steps: int,
     num_expansions: int,
+    groups_at_once: int,
     say: Callable[[str], None],
 ) -> list[RecordedGroups]:
     """Records one group per row of data at every noise level; a trainer of any schedule will do."""
@@ -111,7 +116,9 @@ def record(
     for level, policy, noise_steps in levels:
         say(f"Recording {counted(len(rows), 'group')} of {num_expansions} with noise {level:g} ...")
         recorded.append(
-            record_untrained(trainer, rows, level, policy, noise_steps, num_inference_steps, num_expansions)
+            record_untrained(
+                trainer, rows, level, policy, noise_steps, num_inference_steps, num_expansions, groups_at_once
+            )
         )
     return recorded
 
@@ -166,6 +173,7 @@ def _write(calibration: Calibration, config: Mapping[str, Any]) -> None:
     header = (
         f"# Chosen by `trl-progrpo plan --calibrate` for the largest {calibration.objective} per cost, on {calibration.groups} "
         f"groups of {calibration.members}.\n"
+        "# Without `env` and the options of a launcher, such as num_processes: add those of the run.\n"
     )
     try:
         Path(calibration.file).parent.mkdir(parents=True, exist_ok=True)

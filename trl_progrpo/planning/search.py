@@ -91,7 +91,7 @@ def evaluate(
     fewer trajectories than were recorded is tried on random subsets, the same ones for all schedules.
 
     Args:
-        schedule ([`PruneSchedule`]): with prune steps that were recorded.
+        schedule ([`PruneSchedule`]): with prune steps that were recorded, or the last.
         groups ([`RecordedGroups`]): with at least `num_expansions` members.
         cost (`float`): of one group.
         objective (`str`, *optional*, defaults to `"signal"`): or `"spread"`.
@@ -110,7 +110,9 @@ def evaluate(
         return rewards.repeat_interleave(RESAMPLES, 0).gather(1, order)
 
     final = subsets(groups.final)
-    kept = survivors(schedule, {step: subsets(groups.previews[step]) for step in schedule.prune_steps}, final, ovf)
+    # The last step has no preview: its image is the finished one.
+    previews = {step: subsets(groups.previews.get(step, groups.final)) for step in schedule.prune_steps}
+    kept = survivors(schedule, previews, final, ovf)
     variance = final.gather(1, kept).var(1, correction=0).view(num_groups, RESAMPLES)
     spread, signal = variance.sqrt().mean(1), variance.mean(1) * schedule.num_generations
     wanted = signal if objective == "signal" else spread
