@@ -215,7 +215,10 @@ class TestLeftAsTheyWere:
             return images.sub_(0.5).mean((1, 2, 3))
 
         normalise.image_type = "pt"
-        with pytest.raises(RewardError, match=r"`normalise` has changed `images` in place.* `images.clone\(\)`"):
+        with pytest.raises(
+            RewardError,
+            match=r"`normalise`, or one that runs beside it, has changed `images` in place.* `images.clone\(\)`",
+        ):
             RewardRunner(normalise)(PROMPTS, IMAGES.clone())
 
 
