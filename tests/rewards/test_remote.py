@@ -392,7 +392,8 @@ class TestRetries:
                 assert runner(["a"], torch.zeros(1, 3, 8, 8)).isnan().all()
             gate.set()
             until(lambda: not [t for t in threading.enumerate() if t.name in ("remote-reward", "reward-with-timeout")])
-            assert len(server.requests) == 1
+            # None, on a machine that is so busy that it had not been asked by then.
+            assert len(server.requests) <= 1
 
     def test_what_is_too_large_is_halved_for_good(self, monkeypatch):
         encoded = []
