@@ -109,6 +109,12 @@ class TestOutput:
         assert (config["dataset_test_split"], config["adv_clip_max"]) == ("none", "none")
         assert config_again == config
 
+    def test_a_best_metric_of_no_reward_is_found_too(self, capsys, tmp_path):
+        best = ["--load_best_model_at_end", "--eval_strategy", "steps", "--metric_for_best_model", "rewards/nope/mean"]
+        argv = ["train", *SHAPES, *BATCH, *best, "--eval_reward_funcs", "shapes_strict", "--output_dir", str(tmp_path)]
+        assert main([*argv, "--dry_run"]) == 2
+        assert "no reward is called 'nope'; there are shapes, shapes_strict." in capsys.readouterr().err
+
     def test_of_the_demo_with_audits_waves_and_another_reward_for_previews(self, capsys, tmp_path):
         flags = ["--audit_fraction", "0.05", "--rollout_waves", "2", "--preview_reward_funcs", "shapes_strict"]
         said, config, _ = printed(capsys, "--config", str(DEMO), "--output_dir", str(tmp_path / "out"), *flags)

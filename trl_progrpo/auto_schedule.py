@@ -20,7 +20,7 @@ from .cost import SCHEDULE_FIELDS, PruneSchedule, UnitCost, WorkCount
 from .data import collate_rows, is_stream
 from .metrics import MetricsBuffer
 from .planning import RecordedGroups, evaluate, propose
-from .recording import preview_rewards, sample_whole_groups
+from .recording import in_parts, preview_rewards, sample_whole_groups
 from .seeds import derive_seed
 from .stopwatch import Stopwatch
 from .timing import PhaseTimer
@@ -165,26 +165,21 @@ class AutoSchedule:
         first = trainer.accelerator.process_index * share
         watch = Stopwatch(trainer.accelerator.device, lambda *progress: trainer.on_phase("schedule", start, share))
         sampler, rewards, cost = watch.watch(trainer.sampler), [], SamplingCost()
-        for start in range(0, share, size):
-            part = slice(start, start + size)
+        for start, *part in in_parts(prompts, columns, size):
             with trainer._inference():
                 rollout = sample_whole_groups(
                     sampler,
                     trainer.family.denoiser,
-                    prompts[part],
-                    {name: values[part] for name, values in columns.items()},
+                    *part,
                     num_expansions=args.num_expansions,
-                    conditioning=trainer.prompt_cache(prompts[part], args.negative_prompt),
+                    conditioning=trainer.prompt_cache(part[0], args.negative_prompt),
                     noise_steps=args.noise_steps(trainer.stochastic_steps, rollout_index),
                     rollout_index=SCHEDULE_ROLLOUT - rollout_index,
                     first_slot=first + start,
                 )
-            final = rollout.rewards.view(len(prompts[part]), -1)
+            final = rollout.rewards.view(len(part[0]), -1)
             rewards.append(torch.stack([*preview_rewards(rollout).values(), final], 1))
             cost = cost + rollout.cost
-        for runner in (trainer.reward_runner, trainer.preview_reward_runner):
-            # What training counts is of rollouts only.
-            runner.errors.clear()
         if self.memory.unit_seconds is None:
             self._rehearse(rollout, watch)
         return torch.cat(rewards), cost, watch

@@ -16,7 +16,7 @@ from .planning import RecordedGroups
 from .policies import Policy
 from .progrpo_config import ProGRPOConfig
 from .progrpo_trainer import ProGRPOTrainer
-from .recording import record_groups
+from .recording import in_parts, record_groups
 from .timing import PHASES
 
 
@@ -148,19 +148,17 @@ def record_untrained(
     denoiser.eval()
     recorded = []
     try:
-        for start in range(0, len(rows), groups_at_once or len(rows)):
-            part = slice(start, start + (groups_at_once or len(rows)))
+        for start, *part in in_parts(prompts, columns, groups_at_once or len(rows)):
             with torch.no_grad(), trainer.accelerator.autocast():
                 found = record_groups(
                     trainer.sampler,
                     denoiser,
-                    prompts[part],
-                    {name: values[part] for name, values in columns.items()},
+                    *part,
                     level=level,
                     num_expansions=num_expansions,
                     num_inference_steps=num_inference_steps,
                     policy=policy,
-                    conditioning=trainer.prompt_cache(prompts[part], trainer.args.negative_prompt),
+                    conditioning=trainer.prompt_cache(part[0], trainer.args.negative_prompt),
                     noise_steps=noise_steps,
                     first_slot=start,
                 )

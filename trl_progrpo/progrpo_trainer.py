@@ -52,7 +52,7 @@ from .data import (
     as_prompts,
     check_datasets,
     check_prompts,
-    check_reward_columns,
+    check_rewards,
     collate_rows,
     distinct_prompts,
     is_stream,
@@ -84,7 +84,7 @@ from .sharding_checks import check_sharding, sharding_of
 from .spread import Spread
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
-from .trainer_checks import check_best_metric, check_objects, check_optimizer, check_pipeline
+from .trainer_checks import check_objects, check_optimizer, check_pipeline
 from .types import Rollout, to_device
 
 
@@ -179,18 +179,15 @@ class ProGRPOTrainer(ShardingTrainer):
         train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
         eval_dataset = as_eval_prompts(eval_dataset, args.prompt_column)
         check_datasets(args, train_dataset, eval_dataset)
-        measured = [runner for runner in (self.reward_runner, self.eval_reward_runner) if runner is not None]
-        scorers = (self.reward_runner, self.preview_reward_runner)
-        check_reward_columns(args, train_dataset, eval_dataset, scorers, measured)
-        check_best_metric(args, [name for runner in measured for name in runner.names])
+        runners = (self.reward_runner, self.preview_reward_runner, self.eval_reward_runner)
+        check_rewards(args, train_dataset, eval_dataset, *runners)
         check_sharding(args, optimizers[0])
         load_whole_weights(args)
         init_kwargs = dict(args.model_init_kwargs or {})
         family = family_class(model, **init_kwargs)
         policy = self._make_policy(args, family)
-        for runner in (self.reward_runner, self.preview_reward_runner, self.eval_reward_runner):
-            if runner is not None:
-                runner.load()
+        for runner in filter(None, runners):
+            runner.load()
         self._opened_repo = open_repo(args) if args.push_to_hub and args.process_index == 0 else None
 
         # LoRA's initial weights come from the global generator, and the base class seeds it only later.
@@ -475,7 +472,7 @@ class ProGRPOTrainer(ShardingTrainer):
         if rollout is None:
             if self.auto_schedule is not None:
                 self.auto_schedule.before_rollout(inputs, rollout_index)
-            # Those of pictures that were drawn since belong to no rollout.
+            # Those since the last rollout are of pictures, and of groups that a schedule was chosen by.
             self._count_errors()
             with self.rank_watch.together(), self._inference():
                 rollout = self.sampler.rollout(

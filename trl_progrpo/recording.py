@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,15 @@ def sample_whole_groups(
         rollout_index=rollout_index,
         first_slot=first_slot,
     )
+
+
+def in_parts(
+    prompts: Sequence[str], columns: Mapping[str, Sequence[Any]], size: int
+) -> Iterator[tuple[int, Sequence[str], dict[str, Sequence[Any]]]]:
+    """Position of the first prompt, prompts and columns of `size` groups at a time: as many are in memory together."""
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        yield start, prompts[part], {name: values[part] for name, values in columns.items()}
 
 
 def preview_rewards(rollout: Rollout) -> dict[int, torch.Tensor]:

@@ -80,6 +80,11 @@ class Stopwatch:
         return scored
 
     def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
+        return now(self.device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of the clock when all that was queued on a device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

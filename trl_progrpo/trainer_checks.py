@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
 from .adapters import check_lora_config
-from .inherited import watches_a_metric
 from .progrpo_config import ProGRPOConfig
 
 
@@ -32,23 +29,6 @@ def check_objects(args: Any, peft_config: Any) -> None:
             "all weights."
         )
     check_lora_config(peft_config)
-
-
-def check_best_metric(args: ProGRPOConfig, names: Sequence[str]) -> None:
-    """
-    Args:
-        args ([`ProGRPOConfig`]): of the run.
-        names (`Sequence[str]`): of the rewards that evaluations score.
-
-    Raises:
-        ValueError: if checkpoints are judged by another reward.
-    """
-    found = re.search(r"rewards/(.+)/(mean|stderr)$", args.metric_for_best_model or "")
-    if found and watches_a_metric(args) and found[1] not in names:
-        raise ValueError(
-            f"`metric_for_best_model` is {args.metric_for_best_model!r}, but no reward is called {found[1]!r}; there are "
-            f"{', '.join(names)}."
-        )
 
 
 def check_pipeline(pipeline: DiffusionPipeline, denoiser: torch.nn.Module, all_weights: bool) -> None:

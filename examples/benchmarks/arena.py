@@ -35,7 +35,7 @@ class Arena:
     The YAML file.
 
     Args:
-        methods (`dict`): name -> settings of [`ProGRPOConfig`] on top of `common`.
+        methods (`dict`): name -> settings of [`ProGRPOConfig`] on top of `common`; `switch` names one of `arena_switches.py`.
         budget (`dict`): of every run, see [`Budget`].
         seeds (`list[int]`): of the runs.
         common (`dict`): settings of all methods.

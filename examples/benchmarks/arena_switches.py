@@ -6,11 +6,13 @@ have: what they gain is in `docs/benchmarks/log.md`. Each is a trainer with one 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from ceiling import fit_head
+from latent_head import fit_head, head_features, last_hidden_states
+from where_decided import Families, Pairs
 
 from trl_progrpo import ProGRPOTrainer, Rollout
 from trl_progrpo.advantages import group_advantages
@@ -19,23 +21,15 @@ from trl_progrpo.sampler import ExpandPruneSampler
 from trl_progrpo.seeds import INITIAL_NOISE
 
 
-class _AntitheticSampler(ExpandPruneSampler):
-    def _noise(self, prompt_index, member, *args):
-        sign = 1 - 2 * (member % 2).to(self.family.device)
-        noise = super()._noise(prompt_index, member // 2, *args)
-        return noise * sign.view(-1, *[1] * (noise.dim() - 1))
-
-
 class Antithetic(ProGRPOTrainer):
     """Members 2j and 2j + 1 have opposite noise, at the start and in every step."""
 
-    _sampler_class = _AntitheticSampler
+    _sampler_class = Pairs
 
 
-class _SharedStartSampler(ExpandPruneSampler):
-    def _noise(self, prompt_index, member, rollout_index, slots, step):
-        member = torch.zeros_like(member) if step == INITIAL_NOISE else member
-        return super()._noise(prompt_index, member, rollout_index, slots, step)
+class _SharedStartSampler(Families):
+    siblings = sys.maxsize  # all of a group
+    shared_until = INITIAL_NOISE
 
 
 class SharedStart(ProGRPOTrainer):
@@ -135,15 +129,9 @@ class _HeadSampler(ExpandPruneSampler):
     def _step(self, given, rows, i, policy):
         if i not in self.prune_at:
             return super()._step(given, rows, i, policy)
-        found = []
-        (last,) = (module for name, module in given.denoiser.named_modules() if name.endswith("norm_out"))
-        hook = last.register_forward_hook(lambda module, inputs, output: found.append(inputs[0]))
-        predicted = super()._step(given, rows, i, policy)
-        hook.remove()
-        hidden = torch.cat(found)
-        text = given.conditioning.rows(rows.prompt_index).positive.values()
-        text = [tokens if tokens.dim() == 2 else tokens.mean(1) for tokens in text]
-        self.features = torch.cat([hidden.mean(1), hidden.amax(1), *text], 1)
+        with last_hidden_states(given.denoiser) as found:
+            predicted = super()._step(given, rows, i, policy)
+        self.features = head_features(torch.cat(found), given.conditioning.rows(rows.prompt_index))
         return predicted
 
     def _decode(self, latents, decode, phase, calls):

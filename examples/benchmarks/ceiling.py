@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from latent_head import fit_head, head_features, last_hidden_states
 from paper_clustering import over_groups
 from signal_pool import make_trainer, rollouts
 from where_decided import still_open
@@ -123,21 +124,17 @@ def record(trainer: ProGRPOTrainer, dataset, members: int, first: int = 0) -> Re
 
 @torch.no_grad()
 def _features(trainer: ProGRPOTrainer, rollout: Rollout) -> torch.Tensor:
-    """Mean and maximum over the tokens of the denoiser's last hidden states, and the prompt's pooled embedding `(S, B, f)`."""
-    denoiser, found = trainer.family.denoiser, []
-    (last,) = (module for name, module in denoiser.named_modules() if name.endswith("norm_out"))
-    hook = last.register_forward_hook(lambda module, inputs, output: found.append(inputs[0]))
-    steps = []
-    for s, index in enumerate(rollout.step_indices):
-        rows = []
-        for part in torch.arange(len(rollout)).split(192):
-            conditioning = rollout.conditioning.rows(rollout.prompt_index[part])
-            trainer.family.predict(denoiser, rollout.latents[part, s], rollout.schedule.timesteps[index], conditioning)
-            hidden = found.pop()
-            text = [t if t.dim() == 2 else t.mean(1) for t in conditioning.positive.values()]
-            rows.append(torch.cat([hidden.mean(1), hidden.amax(1), *text], 1))
-        steps.append(torch.cat(rows))
-    hook.remove()
+    """[`head_features`] of every trained step `(S, B, f)`."""
+    denoiser, steps = trainer.family.denoiser, []
+    with last_hidden_states(denoiser) as found:
+        for s, index in enumerate(rollout.step_indices):
+            rows = []
+            for part in torch.arange(len(rollout)).split(192):
+                conditioning = rollout.conditioning.rows(rollout.prompt_index[part])
+                timestep = rollout.schedule.timesteps[index]
+                trainer.family.predict(denoiser, rollout.latents[part, s], timestep, conditioning)
+                rows.append(head_features(found.pop(), conditioning))
+            steps.append(torch.cat(rows))
     return torch.stack(steps)
 
 
@@ -151,41 +148,6 @@ def learn(lessons: Recorded, step: int, epochs: int = 12) -> Callable[[Recorded]
         lessons.features[step, :taught].flatten(0, 1), _centred(lessons.rewards[:taught]).flatten(), step, epochs
     )
     return lambda groups: head(groups.features[step])
-
-
-@torch.enable_grad()
-def fit_head(
-    inputs: torch.Tensor, target: torch.Tensor, seed: int, epochs: int = 12
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """
-    A network with two hidden layers that says `(...)` of features `(..., f)` what `target` `(B,)` is of `inputs` `(B, f)`.
-    """
-    torch.manual_seed(seed)
-    mean, std = inputs.mean(0), inputs.std(0) + 1e-3
-    head = torch.nn.Sequential(
-        torch.nn.Linear(inputs.shape[1], 256),
-        torch.nn.GELU(),
-        torch.nn.Dropout(0.2),
-        torch.nn.Linear(256, 64),
-        torch.nn.GELU(),
-        torch.nn.Linear(64, 1),
-    )
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, epochs)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(inputs)).split(256):
-            loss = (head((inputs[rows] - mean) / std).squeeze(1) - target[rows]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        schedule.step()
-    head.eval()
-
-    @torch.no_grad()
-    def guess(features: torch.Tensor) -> torch.Tensor:
-        return head((features - mean) / std).squeeze(-1)
-
-    return guess
 
 
 def blend(lessons: Recorded, judged: Recorded, step: int, head: Callable[[Recorded], torch.Tensor]) -> torch.Tensor:

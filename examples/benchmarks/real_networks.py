@@ -90,20 +90,17 @@ TINY = {
     },
 }
 
-# Side of the image, guidance, and the shapes of one prompt's conditioning.
+# Guidance, and the shapes of one prompt's conditioning.
 RUNS: dict[str, dict[str, Any]] = {
     "sdxl": {
-        "size": 1024,
         "guidance_scale": 5.0,
         "conditioning": {"prompt_embeds": (77, 2048), "text_embeds": (1280,), "time_ids": (6,)},
     },
     "sd3.5-medium": {
-        "size": 512,
         "guidance_scale": 4.5,
         "conditioning": {"prompt_embeds": (333, 4096), "pooled_prompt_embeds": (2048,)},
     },
     "flux.1-dev": {
-        "size": 512,
         "guidance_scale": 3.5,
         "conditioning": {"prompt_embeds": (512, 4096), "pooled_prompt_embeds": (768,)},
     },

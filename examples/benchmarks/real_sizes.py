@@ -26,7 +26,6 @@ import argparse
 import gc
 import json
 import tempfile
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -43,6 +42,7 @@ from transformers import TrainerCallback
 from trl_progrpo import ProGRPOConfig, ProGRPOTrainer
 from trl_progrpo.families import Family
 from trl_progrpo.flops import unit_flops
+from trl_progrpo.stopwatch import now
 from trl_progrpo.timing import PhaseTimer
 from trl_progrpo.types import Conditioning
 
@@ -101,9 +101,7 @@ class PhaseMeter(PhaseTimer):
         self.peak[phase] = max(self.peak[phase], memory(self.device)[1])
 
     def _now(self) -> float:
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
+        return now(self.device)
 
 
 @contextmanager
@@ -147,14 +145,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(10):
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        begun = time.perf_counter()
+        begun = now(device)
         for _ in range(10):
             torch.mm(a, b)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        seconds.append((time.perf_counter() - begun) / 10)
+        seconds.append((now(device) - begun) / 10)
     return 2 * side**3 / min(seconds)
 
 

@@ -114,14 +114,13 @@ def resolve_model(
 def _data(
     script_args: ScriptArguments, args: ProGRPOConfig, processes: int, runners: Runners
 ) -> tuple[Lines, int | None]:
-    from ..data import check_datasets, check_reward_columns, is_stream
+    from ..data import check_datasets, check_rewards, is_stream
     from .data import load_prompts, named_data
 
     train, evaluation = load_prompts(script_args, args.prompt_column)
     with named_data(script_args), user_errors():
         check_datasets(args, train, evaluation, processes)
-        measured = filter(None, (runners.trained, runners.measured))
-        check_reward_columns(args, train, evaluation, (runners.trained, runners.previews), measured)
+        check_rewards(args, train, evaluation, *runners)
     num_prompts = None if is_stream(train) else len(train)
     columns = train.column_names or list(next(iter(train)))
     others = [name for name in columns if name != args.prompt_column]

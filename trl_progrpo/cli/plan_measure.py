@@ -77,10 +77,10 @@ def measure(
         started = started or training_args.num_expansions
         steps = training_args.num_inference_steps
         with user_errors(ours_only=True):
-            # First, for measuring trains.
             # No more trajectories at a time than a rollout has: they need no more memory.
             rollout = training_args.geometry(1).num_prompts * training_args.num_expansions
             at_once = max(1, rollout // started)
+            # First, for measuring trains.
             recorded = record(trainer, levels, rows[: options.calibration_groups], steps, started, at_once, say)
             loaded = look(trainer, rows)
             if options.no_time:

@@ -79,7 +79,7 @@ def noise_levels(
     name = level_name(args, family)
     with user_errors():
         policy = POLICIES.get(args.policy or family.policies[0])
-    configured, most = getattr(args, name), 1.0 if name == "eta" else policy.max_noise_level
+    configured, most = getattr(args, name), 1.0 if name == "eta" else getattr(policy, "max_noise_level", math.inf)
     levels = wanted or sorted({min(most, float(f"{configured * factor:.3g}")) for factor in (0.7, 1.0, 1.4)})
     if not all(0 < level <= most and math.isfinite(level) for level in levels):
         raise CommandError(

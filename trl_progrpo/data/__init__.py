@@ -1,7 +1,7 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """From a dataset to the prompts of a rollout."""
 
-from .checks import as_eval_prompts, check_datasets, check_reward_columns
+from .checks import as_eval_prompts, check_datasets, check_rewards
 from .order import RolloutSampler, RolloutStream, check_size, collate_rows
 from .prompts import (
     LOOKED_AT,
@@ -29,7 +29,7 @@ __all__ = [
     "check_datasets",
     "check_prompt",
     "check_prompts",
-    "check_reward_columns",
+    "check_rewards",
     "check_size",
     "check_stream_options",
     "check_variety",

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..inherited import watches_a_metric
@@ -67,29 +68,38 @@ def check_datasets(
         )
 
 
-def check_reward_columns(
+def check_rewards(
     args: ProGRPOConfig,
     train_dataset: Any,
     eval_dataset: Any | Mapping[str, Any],
-    trained: Iterable[RewardRunner],
-    measured: Iterable[RewardRunner],
+    trained: RewardRunner,
+    previews: RewardRunner,
+    watched: RewardRunner | None,
 ) -> None:
     """
     Args:
         args ([`ProGRPOConfig`]): of the run.
         train_dataset, eval_dataset (as of [`check_datasets`]): checked already.
-        trained (`Iterable[RewardRunner]`): rewards that score rollouts.
-        measured (`Iterable[RewardRunner]`): those that evaluations score.
+        trained ([`~rewards.RewardRunner`]): what is trained on.
+        previews ([`~rewards.RewardRunner`]): what scores previews; may be the same.
+        watched ([`~rewards.RewardRunner`], *optional*): what only evaluations score.
 
     Raises:
-        ValueError: if a reward function asks for what a dataset has no column of. Of a stream nothing is known before it is
-            read.
+        ValueError: if a reward function asks for what a dataset has no column of (of a stream nothing is known before it is
+            read), or if checkpoints are judged by a reward that no evaluation scores.
     """
-    trained, measured = list(trained), list(measured)
+    measured = [trained, *([] if watched is None else [watched])]
+    names = [name for runner in measured for name in runner.names]
+    found = re.search(r"rewards/(.+)/(mean|stderr)$", args.metric_for_best_model or "")
+    if found and watches_a_metric(args) and found[1] not in names:
+        raise ValueError(
+            f"`metric_for_best_model` is {args.metric_for_best_model!r}, but no reward is called {found[1]!r}; there are "
+            f"{', '.join(names)}."
+        )
     sets = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
     named = {f"`eval_dataset[{name!r}]`" if name else "`eval_dataset`": dataset for name, dataset in sets.items()}
     for name, dataset, runners in [
-        ("`train_dataset`", train_dataset, trained),
+        ("`train_dataset`", train_dataset, [trained, previews]),
         *((name, dataset, measured) for name, dataset in named.items()),
     ]:
         if dataset is None or is_stream(dataset):

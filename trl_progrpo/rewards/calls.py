@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
 from os.path import basename
@@ -58,12 +58,7 @@ class RewardError(ValueError):
 
 def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
     """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names; of a network, its `forward`."""
-    try:
-        parameters = inspect.signature(
-            function.forward if isinstance(function, torch.nn.Module) else function
-        ).parameters
-    except ValueError:  # Some of those written in C have no signature.
-        return {}
+    parameters = _parameters(function)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return keywords
     return {name: value for name, value in keywords.items() if name in parameters}
@@ -74,18 +69,20 @@ def wanted_arguments(function: RewardFunc, given: Collection[str]) -> list[str]:
     Parameters of `function` that have no default and are not among `given`. Of a decorated function, those of its wrapper:
     what that adds, nobody else can give.
     """
-    try:
-        signature = inspect.signature(
-            function.forward if isinstance(function, torch.nn.Module) else function, follow_wrapped=False
-        )
-    except ValueError:  # Some of those written in C have no signature.
-        return []
     catch_all = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
     return [
         name
-        for name, parameter in signature.parameters.items()
+        for name, parameter in _parameters(function, follow_wrapped=False).items()
         if parameter.default is parameter.empty and parameter.kind not in catch_all and name not in given
     ]
+
+
+def _parameters(function: RewardFunc, follow_wrapped: bool = True) -> Mapping[str, inspect.Parameter]:
+    function = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        return inspect.signature(function, follow_wrapped=follow_wrapped).parameters
+    except ValueError:  # Some of those written in C have no signature.
+        return {}
 
 
 def begin_call(
