@@ -12,8 +12,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 
-BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "examples/**/*.md", "examples/**/*.yaml", "examples/**/*.py")
-BESIDE += ("examples/**/*.ipynb",)
+BESIDE = ["CONTRIBUTING.md", "CHANGELOG.md", "LICENSE"]
+BESIDE += [
+    f"{folder}/**/*.{ending}" for folder in ("examples", "benchmarks") for ending in ("md", "yaml", "py", "ipynb")
+]
 """What the site has beside docs/, relative to the root."""
 
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s#]+)")

@@ -19,7 +19,9 @@ from trl_progrpo.pruning import PRUNING_RULES
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md"), *ROOT.glob("benchmarks/*.md")]
+)
 PAGE_IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 RUN = [
     "README.md", "CONTRIBUTING.md", "docs/data.md", "docs/from_ddpo.md", "docs/from_flow_grpo.md", "docs/index.md",

@@ -12,7 +12,7 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("docs", "examples", "mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE")
+SOURCES = ("benchmarks", "docs", "examples", "mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE")
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess:

@@ -169,24 +169,6 @@ class TestRecipes:
             assert f"evaluated with {config['eval_num_inference_steps']}" in row
 
 
-def test_the_schedule_benchmark(monkeypatch, tmp_path, capsys):
-    """Small: that it works and writes down what it prints, not what it finds."""
-    file = tmp_path / "found.json"
-    flags = ["--groups", "2", "--seeds", "0", "--calibration_seconds", "0.1", "--output", str(file)]
-    run_script("benchmarks/schedule.py", *flags, monkeypatch=monkeypatch)
-    [result] = json.loads(file.read_text())
-    methods, told = result["methods"], capsys.readouterr().out
-    assert list(methods)[-2:] == ["chosen for signal", "chosen for spread"]
-    paper = methods["paper, 48 -> 24 -> 12"]
-    assert (paper["sizes"], paper["prune_steps"]) == ([48, 24, 12], [5, 7])
-    for name, found in methods.items():
-        sizes, ratio = " -> ".join(map(str, found["sizes"])), found["signal per second"] / paper["signal per second"]
-        assert re.search(rf"^\| {re.escape(name)} \| {sizes} \| .* \| {ratio:.2f}x \|$", told, re.M), name
-        assert found["signal per second"] == pytest.approx(found["signal"] / found["seconds"])
-    assert min(result["seconds per unit"].values()) > 0
-    assert len(result["rank correlations"]) == 9
-
-
 def test_commands_of_the_page_hold_whole_groups(tmp_path):
     """What the page overrides gives a valid configuration, not only known flags."""
     page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")

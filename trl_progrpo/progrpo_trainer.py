@@ -144,7 +144,7 @@ class ProGRPOTrainer(ShardingTrainer):
     _tag_names = ["trl", "progrpo"]
     _name = "Pro-GRPO"
     _sampler_class = ExpandPruneSampler
-    """What makes rollouts and samples for evaluation; `examples/benchmarks/arena_switches.py` has others."""
+    """What makes rollouts and samples for evaluation; `benchmarks/arena_switches.py` has others."""
 
     def __init__(
         self,

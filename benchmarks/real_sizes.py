@@ -3,10 +3,10 @@
 Time and memory of one rollout and one update at the sizes of real models, with random weights: nothing is downloaded.
 
 ```
-python examples/benchmarks/real_sizes.py --models sd3.5-medium --sizes 512 1024 --output outputs/real-sizes.jsonl
-python examples/benchmarks/real_sizes.py --models sd3.5-medium --sizes 512 --compile --output outputs/real-sizes.jsonl
-python examples/benchmarks/real_sizes.py --parameters    # counts parameters, needs neither a GPU nor memory
-python examples/benchmarks/real_sizes.py --smoke         # the same code on tiny networks, on the CPU
+python benchmarks/real_sizes.py --models sd3.5-medium --sizes 512 1024 --output outputs/real-sizes.jsonl
+python benchmarks/real_sizes.py --models sd3.5-medium --sizes 512 --compile --output outputs/real-sizes.jsonl
+python benchmarks/real_sizes.py --parameters    # counts parameters, needs neither a GPU nor memory
+python benchmarks/real_sizes.py --smoke         # the same code on tiny networks, on the CPU
 ```
 
 The denoiser and the VAE have the shapes of the published configurations. Text encoders are left out: the prompts' embeddings

@@ -15,7 +15,7 @@ from trl_progrpo.testing import check_family
 from trl_progrpo.tiny import load_shapes, shapes_reward
 
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from shapes_ddim import ShapesDDIMFamily, load_shapes_ddim
 

@@ -3,7 +3,7 @@
 Methods against each other at equal compute, on the embedded model.
 
 ```
-python examples/benchmarks/arena.py --config examples/benchmarks/arena.yaml --output_dir outputs/arena
+python benchmarks/arena.py --config benchmarks/arena.yaml --output_dir outputs/arena
 ```
 
 The YAML file names methods, each the settings of [`ProGRPOConfig`] that set it apart. First every method's learning rate is

@@ -3,8 +3,8 @@
 At which step is the reward decided? The share of its variance that is still open when trajectories share all noise so far.
 
 ```
-python examples/benchmarks/where_decided.py
-python examples/benchmarks/where_decided.py --prompts 2 --families 2 --siblings 2    # small: only shows that it works
+python benchmarks/where_decided.py
+python benchmarks/where_decided.py --prompts 2 --families 2 --siblings 2    # small: only shows that it works
 ```
 
 For every prompt there are a number of families of siblings. Siblings have the same initial noise and the same noise of all

@@ -3,8 +3,8 @@
 The same work on more and more processes, with both placements of groups; and what it would be on many more.
 
 ```
-python examples/benchmarks/scale.py
-python examples/benchmarks/scale.py --smoke     # a minute long: only shows that the script works
+python benchmarks/scale.py
+python benchmarks/scale.py --smoke     # a minute long: only shows that the script works
 ```
 
 All processes run on this machine, over gloo, one thread each. Where there are more of them than cores the wall clock says

@@ -1,5 +1,5 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
-"""`examples/benchmarks/paper.py` at the smallest size, and its page against what it computes."""
+"""`benchmarks/paper.py` at the smallest size, and its page against what it computes."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "examples" / "benchmarks"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
 
 import paper  # noqa: E402
 from paper_settings import SETTINGS, name_of  # noqa: E402

@@ -3,8 +3,8 @@
 Which schedule and which weighting learn most per second? Answered from a pool of recorded trajectories, without training.
 
 ```
-python examples/benchmarks/learning_signal.py                                          # about ten minutes on one core
-python examples/benchmarks/learning_signal.py --reference 1 --batches 1 --groups 1     # small: only shows that it works
+python benchmarks/learning_signal.py                                          # about ten minutes on one core
+python benchmarks/learning_signal.py --reference 1 --batches 1 --groups 1     # small: only shows that it works
 ```
 
 First a reference direction: the policy gradient over many groups. Then a pool of unpruned groups of other prompts, with rewards,

@@ -3,8 +3,8 @@
 What would previews be worth that look further ahead, or through the pipeline's own decoder?
 
 ```
-python examples/benchmarks/look_ahead.py
-python examples/benchmarks/look_ahead.py --groups 4 --members 12      # only to see it work
+python benchmarks/look_ahead.py
+python benchmarks/look_ahead.py --groups 4 --members 12      # only to see it work
 ```
 
 A preview of the program is the clean sample that a step's own network output predicts: no evaluation, but the noise of that

@@ -3,8 +3,8 @@
 What could pruning gain at best?
 
 ```
-python examples/benchmarks/ceiling.py
-python examples/benchmarks/ceiling.py --groups 4 --members 12 --lessons 8 --still_open 2 --siblings 2    # only to see it work
+python benchmarks/ceiling.py
+python benchmarks/ceiling.py --groups 4 --members 12 --lessons 8 --still_open 2 --siblings 2    # only to see it work
 ```
 
 It samples unpruned groups and prints three tables.

@@ -3,10 +3,10 @@
 What the program itself costs: time outside the networks, and images per second beside a plain loop and TRL's DDPOTrainer.
 
 ```
-python examples/benchmarks/speed.py
-python examples/benchmarks/speed.py --ddpo_python path/to/python    # of an environment with TRL 0.21, see speed_ddpo.py
-python examples/benchmarks/speed.py --device cuda --dtype bfloat16
-python examples/benchmarks/speed.py --smoke                         # seconds long: only shows that the script works
+python benchmarks/speed.py
+python benchmarks/speed.py --ddpo_python path/to/python    # of an environment with TRL 0.21, see speed_ddpo.py
+python benchmarks/speed.py --device cuda --dtype bfloat16
+python benchmarks/speed.py --smoke                         # seconds long: only shows that the script works
 ```
 
 Contenders take turns in processes of their own; every ratio is of turns that followed each other, and medians are told with

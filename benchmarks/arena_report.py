@@ -3,7 +3,7 @@
 From the logs of the arena to tables and a figure; also of runs in several folders together:
 
 ```
-python examples/benchmarks/arena_report.py outputs/arena outputs/arena-new-seeds --config examples/benchmarks/arena.yaml \\
+python benchmarks/arena_report.py outputs/arena outputs/arena-new-seeds --config benchmarks/arena.yaml \\
   --only "plain 24" "post-hoc OVF 48 to 24" --references "plain 24"
 ```
 """

@@ -14,7 +14,7 @@ from trl_progrpo.seeds import INITIAL_NOISE
 from trl_progrpo.tiny import load_shapes
 
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 STEPS = 3
 
 

@@ -21,14 +21,14 @@ from trl_progrpo.policies import POLICIES
 from trl_progrpo.types import to_device
 
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PROMPTS = ["a red circle", "two blue squares"]
 
 
 @pytest.fixture
 def speed(monkeypatch):
     """The benchmark's modules, which find each other in the folder they lie in."""
-    monkeypatch.syspath_prepend(str(TESTS.parent / "examples/benchmarks"))
+    monkeypatch.syspath_prepend(str(TESTS.parent / "benchmarks"))
     names = ("speed_turns", "speed_calls", "speed_work", "speed_straight", "speed")
     yield argparse.Namespace(**{name: importlib.import_module(name) for name in names})
     for name in names:

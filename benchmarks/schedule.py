@@ -3,8 +3,8 @@
 Does a schedule that is chosen by measurement beat the paper's fixed one? Spread and signal per second on the embedded model.
 
 ```
-python examples/benchmarks/schedule.py
-python examples/benchmarks/schedule.py --groups 2 --seeds 0 --calibration_seconds 1    # small: only shows that it works
+python benchmarks/schedule.py
+python benchmarks/schedule.py --groups 2 --seeds 0 --calibration_seconds 1    # small: only shows that it works
 ```
 
 For each seed, groups of 48 are recorded with previews at every step, and seconds per piece of work are measured. A schedule is

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "scale.py"
-PAGE = SCRIPT.parents[2] / "docs" / "benchmarks" / "scaling.md"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
+PAGE = SCRIPT.parents[1] / "docs" / "benchmarks" / "scaling.md"
 
 
 @pytest.mark.slow

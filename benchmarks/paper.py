@@ -3,11 +3,11 @@
 The figures and tables of the paper (arXiv 2512.15347) in miniature, on the embedded model as a flow and as a diffusion model.
 
 ```
-python examples/benchmarks/paper.py clustering --model flow          # its Fig. 1: rewards lie near the mean of their group
-python examples/benchmarks/paper.py cost --model flow                # its Table 4
-python examples/benchmarks/paper.py curves --model diffusion         # its Fig. 2 and 5: reward and spread in training
-python examples/benchmarks/paper.py group_sizes --model diffusion    # its Table 5
-python examples/benchmarks/paper.py checkpoints --model diffusion    # its Table 6
+python benchmarks/paper.py clustering --model flow          # its Fig. 1: rewards lie near the mean of their group
+python benchmarks/paper.py cost --model flow                # its Table 4
+python benchmarks/paper.py curves --model diffusion         # its Fig. 2 and 5: reward and spread in training
+python benchmarks/paper.py group_sizes --model diffusion    # its Table 5
+python benchmarks/paper.py checkpoints --model diffusion    # its Table 6
 ```
 
 The last three train. A run is one JSONL file per schedule and seed in `--output`, and is not made again: an interrupted

@@ -3,8 +3,8 @@
 Images per second of rewards, and the share of previews in training steps of the embedded model. Nothing is downloaded.
 
 ```
-python examples/benchmarks/rewards.py
-python examples/benchmarks/rewards.py --rewards pickscore aesthetic geneval --device cuda    # random weights, real sizes
+python benchmarks/rewards.py
+python benchmarks/rewards.py --rewards pickscore aesthetic geneval --device cuda    # random weights, real sizes
 ```
 
 Learned rewards get networks of the published sizes with random weights, since time does not depend on weights; the tokenizer

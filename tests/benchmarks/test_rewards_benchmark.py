@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.slow
 def test_it_prints_both_tables(monkeypatch, capsys):
-    path = Path(__file__).resolve().parents[2] / "examples/benchmarks/rewards.py"
+    path = Path(__file__).resolve().parents[2] / "benchmarks/rewards.py"
     spec = importlib.util.spec_from_file_location("rewards_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

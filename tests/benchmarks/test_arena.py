@@ -14,7 +14,7 @@ import torch
 import yaml
 
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 SMALL = {
     "num_generations": 4,
