@@ -21,7 +21,7 @@ def load_pipeline(path: str | Path | None = None, **kwargs) -> StableDiffusion3P
 
     Args:
         path (`str` or `Path`, *optional*):
-            Folder of a pipeline made by `trl_progrpo.tiny.build`. Defaults to the one in the package.
+            Folder of a pipeline made by `scripts/build_tiny_model.py`. Defaults to the one in the package.
         kwargs:
             Passed on to `from_pretrained`.
     """
@@ -40,7 +40,7 @@ def load_preview_decoder(path: str | Path | None = None, **kwargs) -> Autoencode
 
     Args:
         path (`str` or `Path`, *optional*):
-            Folder of a decoder made by `trl_progrpo.tiny.build`. Defaults to the one in the package.
+            Folder of a decoder made by `scripts/build_tiny_model.py`. Defaults to the one in the package.
         kwargs:
             Passed on to `from_pretrained`.
     """

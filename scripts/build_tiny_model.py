@@ -1,4 +1,5 @@
-"""Train the embedded default from nothing: `python -m trl_progrpo.tiny.build --output_dir shapes-model`.
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""Train the embedded default from nothing: `python scripts/build_tiny_model.py --output_dir shapes-model`.
 
 What the shipped model measures (seed 0; `--stages report` prints the lower rows again, for 1024 scenes or samples each):
 
@@ -43,9 +44,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.multiprocessing import spawn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from . import world
-from .loading import load_pipeline, load_preview_decoder
-from .verifier import verify
+from trl_progrpo.metrics import rank_correlation
+from trl_progrpo.tiny import world
+from trl_progrpo.tiny.loading import load_pipeline, load_preview_decoder
+from trl_progrpo.tiny.verifier import verify
 
 
 STAGES = ("vae", "flow", "preview", "report")
@@ -212,7 +214,11 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, batch_size: int = 
 
 
 class Ema:
-    """An exponential moving average of trainable parameters, with a short memory at the start of training."""
+    """
+    An exponential moving average of trainable parameters, with a short memory at the start of training.
+
+    `diffusers.training_utils.EMAModel` begins one update later; the shipped model was trained with this one.
+    """
 
     def __init__(self, *modules: torch.nn.Module, decay: float = EMA_DECAY):
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -506,16 +512,6 @@ def evaluation_captions(split: str, size: int) -> list[str]:
     return [captions[index] for index in at]
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two vectors, ties averaged."""
-
-    def ranks(x: np.ndarray) -> np.ndarray:
-        _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
 def report_vae(vae: AutoencoderKL, size: int, seed: int) -> list[str]:
     """Strict verdicts on reconstructions of freshly drawn scenes, by kind."""
     pool = build_pool(size, seed=seed)
@@ -547,7 +543,8 @@ def report_preview(pipe: StableDiffusion3Pipeline, preview: AutoencoderTiny, siz
     full = verify(to_verifier_range(decode_latents(pipe.vae, latents)), captions).graded
     with torch.no_grad():
         quick = verify(to_verifier_range(preview.decode(latents).sample), captions).graded
-    return [f"preview against full decode ({size} samples): rank correlation {rank_correlation(quick, full):.3f}"]
+    correlation = rank_correlation(torch.from_numpy(quick), torch.from_numpy(full))
+    return [f"preview against full decode ({size} samples): rank correlation {correlation:.3f}"]
 
 
 # ---------------------------------------------------------------- command line
@@ -555,7 +552,7 @@ def report_preview(pipe: StableDiffusion3Pipeline, preview: AutoencoderTiny, siz
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m trl_progrpo.tiny.build", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the pipeline")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="stages to run")
     parser.add_argument("--seed", type=int, default=0)
