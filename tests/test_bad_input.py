@@ -195,7 +195,7 @@ def test_a_full_disk_is_found_out_at_the_start(refused):
 class TestRepeatedRows:
     def test_are_a_warning(self):
         with pytest.warns(
-            UserWarning, match=r"2 of the first 4 rows of `train_dataset` are the same .*; remove repeated rows"
+            UserWarning, match=r"2 of the first 4 training prompts are the same .*; remove repeated rows"
         ):
             check_variety([{"prompt": text} for text in "abaa"], "prompt", "train_dataset")
 

@@ -123,7 +123,7 @@ class TestOutput:
         assert said["waves"].startswith("2: ")
         assert said["audits"].startswith("0.8 of these prompts on average are finished unpruned too")
         # Of 16 prompts 15.2 take 6 * 48 + 2 * 24 + 2 * 12 evaluations and 0.8 take 10 * 48.
-        assert said["images decoded"] == "220.8, and 1,171.2 previews"
+        assert said["images decoded"] == "about 221, and about 1,171 previews"
         assert said["network evaluations"] == "117,120 rows in rollouts"
         names = ("audit_fraction", "rollout_waves", "preview_reward_funcs")
         assert [config[name] for name in names] == [0.05, 2, ["shapes_strict"]]

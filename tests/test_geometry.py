@@ -1,6 +1,7 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 """Whatever the numbers are: every row is trained once, in the update that it belongs to, by somebody who has it."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -128,3 +129,17 @@ class TestConfig:
         ]
         even = resolved_arithmetic(config, Geometry(4, 3, 1, 2, 1, 6), work)
         assert even[1:] == ["         2 updates of 6 trajectories, in 1 micro-batch of 6"]
+
+    @pytest.mark.parametrize("fraction", [0.05, 0.3, 0.77])
+    def test_nothing_is_counted_in_fractions(self, make_config, fraction):
+        config = make_config(
+            per_device_train_batch_size=6, num_generations=3, num_expansions=7, prune_steps=[1], prune_sizes=[5],
+            num_inference_steps=4, audit_fraction=fraction,
+        )  # fmt: skip
+        work = count_work(config, 1, 1)
+        assert work.decodes % 1 > 0
+        for line in resolved_arithmetic(config, config.geometry(), work, 7):
+            assert not re.search(r"\d\.\d", line), line
+            assert not re.search(
+                r"(?<![\d,])1 (images|previews|evaluations|calls|trajectories|prompts|updates)", line
+            ), line

@@ -73,14 +73,17 @@ class TestCommandLine:
         assert "base_model" not in header
         assert "template:sd-lora" not in header["tags"]
         assert [widget["output"]["url"] for widget in header["widget"]] == [
-            "images/after_0.png", "images/after_1.png", "images/before_0.png", "images/before_1.png",
+            "images/after_0.png", "images/after_1.png",
         ]  # fmt: skip
         assert re.search(r"^\| shapes \| yes \| 4 \| -?\d\.\d+ ± \d\.\d+ \| -?\d\.\d+ ± \d\.\d+ \| ", text, re.M)
         assert re.search(r"^\| step 0 \| 3 → 2 \| ", text, re.M)
         assert re.search(r"^\| total \| \d+\.\d \| 100 % \|$", text, re.M)
         assert "10 network evaluations per rollout" in text
-        assert "would take 12: pruning saved 17 %" in text
-        assert "would\ntake 8: expanding spent 1.2 times that" in text
+        assert (
+            "That is 1.2 times plain\nGRPO, which starts only as many trajectories as are trained on: 8 evaluations."
+            in text
+        )
+        assert "Without pruning the same expansion would\ntake 12, of which pruning saved 17 %." in text
         command = re.search(r"^```shell\n(.*)\n```", text, re.M)[1]
         assert (
             command

@@ -90,6 +90,22 @@ class TestCommand:
         }  # fmt: skip
         assert "prune_steps: [5, 7]\n" in command.config
 
+    def test_values_of_a_config_stand_as_they_were_written(self, tmp_path, monkeypatch):
+        text = (
+            "save_strategy: no\nlearning_rate: 1e-4\nrun_name: 1.10\nhub_model_id: 12:30:45\nseed: 007\nbf16: yes\n"
+            "eval_strategy: 'no'\ndatasets:\n- path: a.csv\n  weight: 5e-1\nprune_steps:\n- 5\n- 7\ntrackers: [off, on]"
+        )
+        path = tmp_path / "run.yaml"
+        path.write_text(f"\N{BYTE ORDER MARK}{text}\n", encoding="utf-8")
+        monkeypatch.setattr(sys, "argv", ["trl-progrpo", "train", "--config", str(path)])
+        assert started_with().config == text
+
+    def test_a_config_that_holds_itself_is_left_alone(self, tmp_path, monkeypatch):
+        path = tmp_path / "run.yaml"
+        path.write_text("a: &a [*a]\n")
+        monkeypatch.setattr(sys, "argv", ["run.py", "--config", str(path)])
+        assert started_with() == Command("python run.py --config run.yaml")
+
     def test_a_config_of_another_program_is_left_alone(self, tmp_path, monkeypatch):
         for content in (b"\xff\xfe", b"[1, 2]", b"a: [", b""):
             (tmp_path / "c").write_bytes(content)
@@ -212,7 +228,7 @@ class TestCard:
                 # 8 pixels could not be seen on a page.
                 expected = (expected * 255).round().long()
                 assert torch.equal(shown, expected.repeat_interleave(32, 1).repeat_interleave(32, 2))
-        assert [widget["text"] for widget in header["widget"][:4]] == prompts
+        assert [widget["text"] for widget in header["widget"]] == prompts
         assert '| a "quoted" \\| piped: prompt | ![before]' in text
         assert "| two lines |" in text
         assert "&lt;b>bold" in text

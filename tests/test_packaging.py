@@ -204,7 +204,7 @@ def test_citation_names_this_version_and_the_paper():
     card = (ROOT / "trl_progrpo/templates/model_card.md").read_text(encoding="utf-8")
     paper = citation["preferred-citation"]
     assert paper["identifiers"][0]["value"].removeprefix("arXiv:") in card
-    assert " and ".join(author["family-names"] for author in paper["authors"]) in card
+    assert " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]) in card
 
 
 def test_the_changelog_has_this_version():

@@ -29,4 +29,5 @@ def test_counts():
     assert (counted(1, "image"), counted(2000, "image"), counted(2, "batch", "es")) == (
         "1 image", "2,000 images", "2 batches",
     )  # fmt: skip
-    assert (in_figures(2000), in_figures(2789.6)) == ("2,000", "2,789.6")
+    # No rollout decodes six tenths of an image.
+    assert (in_figures(2000), in_figures(2789.6), counted(0.5 + 0.5, "image")) == ("2,000", "about 2,790", "1 image")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .cost import PruneSchedule, WorkCount
 from .geometry import Geometry
-from .words import counted, in_figures
+from .words import counted
 
 
 if TYPE_CHECKING:
@@ -83,10 +83,10 @@ def resolved_arithmetic(
 
 
 def _work(work: WorkCount, times: int) -> str:
-    previews = f"{in_figures(times * work.preview_decodes)} previews, " if work.preview_decodes else ""
+    previews = f"{counted(times * work.preview_decodes, 'preview')}, " if work.preview_decodes else ""
     return (
-        f"{in_figures(times * work.nfe)} network evaluations, {previews}{in_figures(times * work.decodes)} images decoded, "
-        f"{in_figures(times * work.reward_calls)} reward calls"
+        f"{counted(times * work.nfe, 'network evaluation')}, {previews}{counted(times * work.decodes, 'image')} decoded, "
+        f"{counted(times * work.reward_calls, 'reward call')}"
     )
 
 
@@ -104,8 +104,9 @@ def _sizes(geometry: Geometry) -> str:
     totals = sorted({geometry.rows_of_update(update) for update in range(geometry.num_updates)})
     sizes = sorted({size for update in range(geometry.num_updates) for size in geometry.micro_batch_sizes(update)})
     each = " on each process" if geometry.num_processes > 1 else ""
+    trajectories = "trajectory" if totals == [1] else "trajectories"
     return (
-        f"{' or '.join(map(str, totals))} trajectories, in {counted(geometry.micro_batches, 'micro-batch', 'es')} of "
+        f"{' or '.join(map(str, totals))} {trajectories}, in {counted(geometry.micro_batches, 'micro-batch', 'es')} of "
         f"{' or '.join(map(str, sizes))}{each}"
     )
 

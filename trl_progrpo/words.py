@@ -6,14 +6,14 @@ from __future__ import annotations
 import math
 
 
-def counted(number: int, what: str, plural: str = "s") -> str:
-    """A number and what there is of it: `1 image`, `2,000 images`."""
-    return f"{number:,} {what}{'' if number == 1 else plural}"
+def counted(number: float, what: str, plural: str = "s") -> str:
+    """Return a number and what there is of it: `1 image`, `2,000 images`."""
+    return f"{in_figures(number)} {what}{'' if number == 1 else plural}"
 
 
 def in_figures(number: float) -> str:
-    """A count with thousands separated, and one decimal where it is a mean over rollouts that is not whole."""
-    return f"{number:,.0f}" if abs(number - round(number)) < 1e-6 else f"{number:,.1f}"
+    """Return a count with thousands separated: `2,000`, or `about 2,790` for a mean over rollouts that is not whole."""
+    return f"{'' if abs(number - round(number)) < 1e-6 else 'about '}{number:,.0f}"
 
 
 def number(value: float | None, sign: str = "", digits: int = 3) -> str:

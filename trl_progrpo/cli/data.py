@@ -79,8 +79,8 @@ def load_prompts(
 @contextmanager
 def named_data(arguments: ScriptArguments) -> Iterator[None]:
     """
-    Puts what the user has called them in place of `train_dataset` and `eval_dataset`, with which the sentences of the
-    trainer begin.
+    Put what the user has called them in place of `train_dataset` and `eval_dataset`, wherever the trainer's sentences have
+    them.
 
     Args:
         arguments ([`~cli.script_arguments.ScriptArguments`]): which data.
@@ -91,11 +91,10 @@ def named_data(arguments: ScriptArguments) -> Iterator[None]:
     try:
         yield
     except CommandError as error:
-        text = str(error)
-        for name, said in _called(arguments).items():
-            if text.startswith(f"`{name}` "):
-                raise CommandError(said + text.removeprefix(f"`{name}`"), error.exit_status) from error
-        raise
+        called = _called(arguments)
+        # There is nothing the user would call an `eval_dataset` that is missing.
+        text = re.sub(r"(?<!no )`(train_dataset|eval_dataset)`", lambda match: called[match[1]], str(error))
+        raise CommandError(text, error.exit_status) from error
 
 
 def _called(arguments: ScriptArguments) -> dict[str, str]:

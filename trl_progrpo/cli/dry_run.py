@@ -187,16 +187,16 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
     arrows = " -> ".join(map(str, schedule.sizes)) + (f" ({', '.join(checkpoints)})" if checkpoints else "")
     started, trained = in_figures(args.num_expansions * prompts), geometry.rows_per_process
     passes = trained * args.num_iterations * len(trained_steps)
-    update = f"{passes:,} forward and backward rows, {counted(_updates(args), 'optimiser step')}"
+    update = f"{counted(passes, 'forward and backward row')}, {counted(_updates(args), 'optimiser step')}"
     lines = [
         ("prompts", f"{prompts:.3g}" + ("" if processes == 1 else f" of {geometry.num_prompts}, {geometry.placement}")),
         ("per prompt", f"{arrows} trajectories, pruned by {args.pruning_rule}" if checkpoints else f"{arrows} trajectories"),
-        ("steps", f"{args.num_inference_steps}, of which {len(trained_steps)} are trained"),
+        ("steps", f"{args.num_inference_steps}, {len(trained_steps)} of them trained"),
         ("policy", f"{policy!r}"),
         ("images started", f"{started}, finished {in_figures(work.decodes)}, trained on {trained:,}"),
-        ("network evaluations", f"{in_figures(work.nfe)} rows ({work.nfe / unpruned:.0%} of no pruning)"),
-        ("images decoded", f"{in_figures(work.decodes)}, and {in_figures(work.preview_decodes)} previews"),
-        ("reward calls", f"{in_figures(work.reward_calls)} images"),
+        ("network evaluations", f"{counted(work.nfe, 'row')} ({work.nfe / unpruned:.0%} of no pruning)"),
+        ("images decoded", f"{in_figures(work.decodes)}, and {counted(work.preview_decodes, 'preview')}"),
+        ("reward calls", counted(work.reward_calls, "image")),
         ("update", update),
     ]  # fmt: skip
     if args.prune_schedule is not None:
@@ -236,7 +236,7 @@ def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -
         lines.append(("choices of schedule", f"{1 + (rollouts - 1) // (args.prune_schedule_interval or rollouts)}"))
     else:
         work = count_work(args, *counting, rollouts=rollouts, processes=processes)
-        lines.append(("network evaluations", f"{in_figures(work.nfe * processes)} rows in rollouts"))
+        lines.append(("network evaluations", f"{counted(work.nfe * processes, 'row')} in rollouts"))
     return {"the whole run": lines}
 
 

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from ..words import counted
+
 
 RESERVED_COLUMNS = ("prompts", "images", "preview")
 """Names under which reward functions get something else than a dataset column."""
@@ -142,8 +144,8 @@ def check_variety(dataset: Any, prompt_column: str, name: str) -> None:
         )
     if repeated:
         warnings.warn(
-            f"{repeated} of the first {len(prompts)} rows of `{name}` are the same as a row before them, so their prompts are "
-            "trained on more often than others; remove repeated rows if that is not meant.",
+            f"{repeated} of the first {counted(len(prompts), 'training prompt')} {'is' if repeated == 1 else 'are'} the same as "
+            "one before, columns and all, and so trained on more often than others; remove repeated rows if that is not meant.",
             stacklevel=3,
         )
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..families.loading import EMBEDDED
 from ..heldout import evaluation_table
 from ..hub import redact
-from ..words import number, with_error
+from ..words import counted, in_figures, number, with_error
 from .command import Command, portable_path, portable_text, portable_values, started_with
 from .facts import (
     audit_table,
@@ -88,6 +88,8 @@ def write_model_card(
     card = ModelCard.from_template(
         data,
         template_str=files("trl_progrpo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
+        counted=counted,
+        in_figures=in_figures,
         number=number,
         with_error=with_error,
         plain=_plain,

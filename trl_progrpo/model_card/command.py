@@ -102,26 +102,32 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 def _config(path: str | None) -> str | None:
     """The keys of a YAML file; `None` if there is no such file, for it may be another program's `--config`."""
+    # As nodes, which are written as they were read: `no` stays `no`, and `1e-4` and `1.10` what they are.
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if path else None
-    except (OSError, ValueError, yaml.YAMLError):
+        config = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader) if path else None
+        if not isinstance(config, yaml.MappingNode):
+            return None
+        _make_portable(config)
+    # The last for a node that holds itself.
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return None
-    if not isinstance(config, dict):
-        return None
-    if isinstance(config.get("env"), dict):
-        config["env"] = {name: value for name, value in config["env"].items() if _SHOWN.fullmatch(str(name))}
-    shown = portable_values(_without_secrets(config))
-    lines = [_yaml({key: value}) for key, value in shown.items() if key != "env" or value]
-    return "".join(lines).strip()
+    for entry in list(config.value):
+        key, variables = entry
+        if key.value == "env" and isinstance(variables, yaml.MappingNode):
+            variables.value = [pair for pair in variables.value if _SHOWN.fullmatch(str(pair[0].value))]
+            if not variables.value:
+                config.value.remove(entry)
+    return yaml.serialize(config, Dumper=yaml.SafeDumper, allow_unicode=True, width=110).strip()
 
 
-def _yaml(entry: dict[str, Any]) -> str:
-    # Short lists on one line, as one would write them; but an entry that is no list on a line of its own.
-    style = None if any(isinstance(value, (dict, list)) for value in entry.values()) else False
-    return yaml.safe_dump(entry, sort_keys=False, allow_unicode=True, default_flow_style=style, width=110)
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_secrets(item) for key, item in value.items() if not _SECRET_KEY.fullmatch(str(key))}
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+def _make_portable(node: yaml.Node) -> None:
+    """Leave out keys that name secrets, and make paths portable, within `node` and in place."""
+    if isinstance(node, yaml.MappingNode):
+        node.value = [pair for pair in node.value if not _SECRET_KEY.fullmatch(str(pair[0].value))]
+        for _, value in node.value:
+            _make_portable(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _make_portable(value)
+    elif node.tag == "tag:yaml.org,2002:str":
+        node.value = portable_text(node.value)

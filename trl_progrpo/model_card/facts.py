@@ -83,7 +83,7 @@ def settings_table(trainer: ProGRPOTrainer) -> list[tuple[str, str]]:
     rows = [
         ("training prompts", f"{count:,}" if count is not None else "streamed" if trainer.train_dataset else None),
         ("trajectories", describe_schedule(args, trainer.schedule_choices).rstrip(".")),
-        ("sampling", f"{args.num_inference_steps} steps, guidance scale {args.guidance_scale}"),
+        ("sampling", f"{counted(args.num_inference_steps, 'step')}, guidance scale {args.guidance_scale}"),
         ("policy", f"`{policy}`, {level}"),
         (
             "trained steps",

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from .pictures import Picture
 
 
-BEFORE = "before training"
-
-
 def name_on_hub(name: str | None) -> str | None:
     """A model's or dataset's name if it is that of a repository on the Hub: not a path, nothing embedded or made in memory."""
     if not name or name in EMBEDDED or os.path.exists(os.path.expanduser(name)):
@@ -56,11 +53,5 @@ def inherited_license(model_name: str | None, token: str | None = None) -> dict[
 
 
 def widget(pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """The Hub's gallery: pictures after training first, then what the base model made of the same prompts and noise."""
-    after = [{"text": picture.prompt, "output": {"url": picture.after}} for picture in pictures]
-    before = [
-        {"text": f"{picture.prompt} ({BEFORE})", "output": {"url": picture.before}}
-        for picture in pictures
-        if picture.before is not None
-    ]
-    return after + before
+    """Return the Hub's gallery: pictures after training, every prompt once; those before training are in the card's table."""
+    return [{"text": picture.prompt, "output": {"url": picture.after}} for picture in pictures]

@@ -13,7 +13,7 @@ from ..model_card.facts import compute_table, describe_schedule, network_evaluat
 from ..monitoring.group_plots import histogram_edges
 from ..plots import prune_group_sizes, prune_table
 from ..timing import phase_seconds
-from ..words import number, with_error
+from ..words import counted, in_figures, number, with_error
 from .charts import alive_chart, histogram_chart, reward_chart, spread_chart
 from .run_folder import RunFolder
 from .sheets import SMALL, data_uri, read_sheet
@@ -65,8 +65,9 @@ def _lead(run: RunFolder) -> str:
     what = "" if not recorded else "A LoRA adapter for " if recorded.get("adapter") else "A full fine-tune of "
     model = f"{what}{recorded.get('model') or 'a pipeline'}, trained on " if recorded else ""
     rewards = ", ".join(recorded.get("reward_funcs") or [])
-    steps = f"{run.global_step} of {run.max_steps}" if run.global_step < run.max_steps else f"{run.global_step}"
-    return f"{model}{rewards + ' for ' if rewards else ''}{steps} optimiser steps with Pro-GRPO"
+    of = f"{in_figures(run.global_step)} of " if run.global_step < run.max_steps else ""
+    steps = of + counted(max(run.global_step, run.max_steps) if of else run.global_step, "optimiser step")
+    return f"{model}{rewards + ' for ' if rewards else ''}{steps} with Pro-GRPO"
 
 
 def _evaluation(run: RunFolder) -> list[dict[str, Any]]:
@@ -110,7 +111,7 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
     runtimes = [entry["train_runtime"] for entry in run.log_history if "train_runtime" in entry]
     if runtimes:
         total = sum(phase_seconds(run.log_history).values()) or sum(runtimes)
-        steps = f"{run.global_step} optimiser steps"
+        steps = counted(run.global_step, "optimiser step")
         yield {"label": "Training time", "value": duration(total), "note": steps, "sign": ""}
 
 
@@ -189,7 +190,7 @@ def _group(run: RunFolder) -> dict[str, Any] | None:
     )
     return {
         "prompt": group["prompt"],
-        "step": group["global_step"],
+        "step": counted(group["global_step"], "optimiser step"),
         "checkpoints": checkpoints,
         "survivors": survivors,
         "histogram": alone or None,
