@@ -70,6 +70,42 @@ class TestRewardCurve:
         assert_picture(plots.reward_curve([{"step": 1, "reward": 3.0}], tmp_path / "b.png"), 900, 500)
         assert_picture(plots.reward_curve([evaluation(0)], tmp_path / "c.png"), 900, 500)
 
+    @pytest.mark.parametrize("steps", [(0, 80), (0, 3), (0, 40, 80), (7,)])
+    @pytest.mark.parametrize("width", [8.0, 3.7])
+    def test_held_out_rewards_are_points_at_whole_steps(self, steps, width):
+        figure = plots.draw_reward_curve([evaluation(step) for step in steps], width)
+        [axis] = figure.axes
+        lines = [line for line in axis.lines if len(line.get_xdata()) == len(steps)]
+        assert len(lines) >= 2
+        assert {line.get_linestyle() for line in lines} == {"None"}
+        assert {tuple(line.get_xdata()) for line in lines} == {steps}
+        figure.draw_without_rendering()
+        assert all(float(tick).is_integer() for tick in axis.get_xticks())
+
+    @pytest.mark.parametrize(
+        "history", [[{"step": 1, "reward": 0.5}], make_history(1), make_history(3), make_history(2000)]
+    )
+    def test_no_step_is_a_fraction(self, history):
+        figure = plots.draw_reward_curve(history)
+        figure.draw_without_rendering()
+        low, high = figure.axes[-1].get_xlim()
+        ticks = [tick for tick in figure.axes[-1].get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(float(tick).is_integer() for tick in ticks)
+
+    def test_names_that_are_long_stay_in_the_picture(self):
+        name = "a_reward_of_somebody_with_a_very_long_name (and_an_evaluation_set)"
+        history = [
+            {**evaluation(0), f"eval_rewards/{name}/mean": 0.3},
+            {**evaluation(5), f"eval_rewards/{name}/mean": 0.3},
+        ]
+        for width in (8.0, 3.7):
+            figure = plots.draw_reward_curve(history, width)
+            figure.draw_without_rendering()
+            box = figure.legends[0].get_window_extent()
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
+
     def test_nothing_to_draw(self, tmp_path):
         assert plots.reward_curve([{"step": 1, "loss": 0.1}], tmp_path / "curve.png") is None
         assert not (tmp_path / "curve.png").exists()
@@ -133,6 +169,20 @@ class TestPruneFunnel:
     def test_group_sizes(self, args, expected):
         args = SimpleNamespace(num_generations=12, num_inference_steps=10, **args)
         assert plots.prune_group_sizes(args) == expected
+
+
+class TestTrajectoriesAlive:
+    @pytest.mark.parametrize(
+        ("started", "sizes", "num_steps"),
+        [(48, {5: (48, 24), 7: (24, 12)}, 10), (24, {10: (24, 12)}, 10), (6, {0: (6, 4)}, 3), (16, {20: (16, 8)}, 50)],
+    )
+    def test_the_area_is_the_cost(self, started, sizes, num_steps):
+        figure = plots.draw_trajectories_alive(started, sizes, num_steps)
+        values, edges, _ = figure.axes[0].patches[-1].get_data()
+        alive = [started] * num_steps
+        for step, (_, after) in sizes.items():
+            alive[step + 1 :] = [after] * len(alive[step + 1 :])
+        assert sum(value * (end - start) for value, start, end in zip(values, edges, edges[1:])) == sum(alive)
 
 
 class TestImageGrid:

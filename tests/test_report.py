@@ -21,7 +21,6 @@ from trl_progrpo.cli.main import main
 from trl_progrpo.report import read_run, write_report
 from trl_progrpo.report.record import record_run
 from trl_progrpo.report.sheets import data_uri, read_sheet, write_sheet
-from trl_progrpo.report.svg import Plot, padded, tick_text, ticks
 
 
 EVIL = '<script>alert(1)</script>"><img src="http://example.org/x.png" onerror="alert(2)"> & [b]'
@@ -200,11 +199,12 @@ class TestReport:
             drawn = [value for value in attributes.values() if value is not None]
             assert name not in ("circle", "rect", "polyline", "path") or not re.search("nan|inf", " ".join(drawn))
 
-    def test_a_reward_on_another_scale_gets_a_chart_of_its_own(self, make_folder):
+    def test_a_reward_on_another_scale_gets_axes_of_its_own(self, make_folder):
         history = [evaluation(0, 21.5, 0.25), evaluation(4, 22.5, 0.5)]
         shared = Page(write_report(make_folder([evaluation(0, 0.5, 0.25), evaluation(4, 0.6, 0.5)])))
         apart = Page(write_report(make_folder(history, name="b")))
-        assert len(apart.all("svg")) == len(shared.all("svg")) + 2
+        heights = [float(page.all("svg")[0]["viewbox"].split()[3]) for page in (shared, apart)]
+        assert heights[1] > heights[0] + 100
 
     def test_an_older_run_shows_its_grid(self, make_folder):
         folder = make_folder()
@@ -240,6 +240,7 @@ class TestRecordedRun:
             "two, before training",
             "two, after training",
         ]
+        assert page.all("svg")[-1]["aria-label"] == "Histogram of the rewards of a group: 6 before, 4 after pruning."
         kept, pruned = sum(alt.startswith("kept") for alt in alts), sum(alt.startswith("pruned") for alt in alts)
         assert (kept, pruned) == (4, 2)
         assert sum(alt.startswith("finished") for alt in alts) == 4
@@ -248,16 +249,6 @@ class TestRecordedRun:
         assert group.prompt in page.text
         assert "redness for 2 optimiser steps" in page.text
         assert "torch" in page.text
-
-    def test_the_histogram_counts_every_reward(self, folder):
-        trainer, path = folder
-        page = write_report(path).read_text()
-        [checkpoint] = trainer.group_watch.group.checkpoints
-        # The wide drawing; its bars say how many they stand for.
-        drawing = page[page.index('aria-label="Rewards: 6 before, 4 after') :].split("</svg>")[0]
-        notes = dict(re.findall(r"<title>([^:]+): (\d+, \d+ kept)</title>", drawing))
-        totals = np.array([[int(n) for n in re.findall(r"\d+", note)] for note in notes.values()])
-        assert totals.sum(0).tolist() == [len(checkpoint.rewards), int(checkpoint.kept.sum())]
 
     def test_a_folder_that_lost_its_pictures(self, folder, tmp_path):
         path = shutil.copytree(folder[1], tmp_path / "copy")
@@ -329,31 +320,26 @@ class TestSheets:
             read_sheet({**sheet, "file": "../secret.png"}, tmp_path / "in")
 
 
-class TestDrawing:
-    def test_points_land_where_the_axes_say(self):
-        plot = Plot(156, 154, (0, 10), (0.0, 1.0), "x")
-        assert plot.at(0, 0) == (46, 112)
-        assert plot.at(10, 1) == (146, 12)
-        assert plot.at(5, 0.5) == (96, 62)
+class TestCharts:
+    def drawings(self, path):
+        return re.findall(r"<svg.*?</svg>", path.read_text(), re.DOTALL)
 
-    @pytest.mark.parametrize(
-        ("low", "high", "expected"),
-        [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0.31, 0.42, [0.32, 0.34, 0.36, 0.38, 0.4, 0.42]), (3, 3, [3])],
-    )
-    def test_ticks_are_round_and_inside(self, low, high, expected):
-        assert ticks(low, high, 5) == pytest.approx(expected)
+    def test_words_stay_words_and_colours_are_the_pages(self, make_folder):
+        for drawing in self.drawings(write_report(make_folder())):
+            assert len(re.findall(r"<text ", drawing)) > 5
+            assert set(re.findall(r"#[0-9a-f]{6}\b", drawing)) == set()
+            assert "var(--ink)" in drawing
 
-    @pytest.mark.parametrize("scale", [1e-7, 0.013, 1, 87, 3e6])
-    def test_any_axis_has_a_few_different_ticks(self, scale):
-        values = ticks(-0.2 * scale, 0.9 * scale, 5)
-        assert 3 <= len(values) <= 9
-        assert len({tick_text(value, values) for value in values}) == len(values)
+    def test_markers_of_one_drawing_are_not_those_of_another(self, make_folder):
+        named = [re.findall(r' id="([^"]+)"', drawing) for drawing in self.drawings(write_report(make_folder()))]
+        every = [name for names in named for name in names]
+        assert len(every) == len(set(every)) > 0
 
-    def test_room_around_values(self):
-        assert padded([0.2, 0.9]) == pytest.approx((0.158, 0.942))
-        assert padded([0.0, 1.0]) == (0.0, 1.0)
-        low, high = padded([5.0])
-        assert low < 5 < high
+    def test_formulas_and_markup_in_names_are_text(self, make_folder):
+        name = "a$x_1^$b <i>"
+        history = [{**evaluation(0, 0.5, 0.25), f"eval_rewards/{name}/mean": 0.3}]
+        page = Page(write_report(make_folder(history)))
+        assert f"held-out, {name} ± standard error" in page.text
 
 
 class TestCommand:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from .cost import SCHEDULE_FIELDS
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
     from PIL import Image, ImageFont
 
     Images = torch.Tensor | Sequence[Image.Image]
@@ -47,16 +49,15 @@ _STYLE = {
     "figure.constrained_layout.w_pad": 0.12,
     "figure.constrained_layout.h_pad": 0.12,
     "figure.facecolor": "white",
+    # Names are the user's, and a dollar sign in them is no formula.
+    "text.parse_math": False,
+    "svg.fonttype": "none",
 }
 
 
 def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> Path | None:
     """
-    Draws training and held-out reward against optimiser steps.
-
-    Training reward: the logged values, their spread within groups as a band, and a running mean once there are many.
-    Held-out reward: points with standard errors. Further held-out rewards share the axes when all values lie in
-    [0, 1], else each gets axes of its own.
+    Save [`draw_reward_curve`].
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
@@ -65,7 +66,26 @@ def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> 
     Returns:
         `Path`, or `None` if there was no reward to draw.
     """
-    training = [entry for entry in log_history if "reward" in entry]
+    figure = draw_reward_curve(log_history)
+    return None if figure is None else _save(figure, path)
+
+
+def draw_reward_curve(log_history: Sequence[Mapping[str, Any]], width: float = 8.0) -> Figure | None:
+    """
+    Draw training and held-out reward against optimiser steps.
+
+    Training reward: the logged values, their spread within groups as a band, and a running mean once there are many.
+    Held-out reward: points with standard errors, and no line between them, where nothing was measured. Further held-out
+    rewards share the axes when all values lie in [0, 1], else each gets axes of its own.
+
+    Args:
+        log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
+        width (`float`, *optional*, defaults to 8.0): of the figure, in inches.
+
+    Returns:
+        `matplotlib.figure.Figure`, or `None` if there was no reward to draw.
+    """
+    training = [entry for entry in log_history if _is_finite(entry.get("reward"))]
     main, extra = held_out_series(log_history)
     if not training and not main:
         return None
@@ -75,8 +95,9 @@ def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> 
 
     with _pyplot() as plt:
         rows = 1 if shared else 1 + len(extra)
+        height = 3.2 + 0.125 * width
         figure, axes = plt.subplots(
-            rows, 1, figsize=(8, 4.2 + 2.2 * (rows - 1)), sharex=True, squeeze=False, constrained_layout=True,
+            rows, 1, figsize=(width, height + 2.2 * (rows - 1)), sharex=True, squeeze=False, constrained_layout=True,
             gridspec_kw={"height_ratios": [2] + [1] * (rows - 1)},
         )  # fmt: skip
         axes = axes[:, 0]
@@ -85,17 +106,15 @@ def reward_curve(log_history: Sequence[Mapping[str, Any]], path: str | Path) -> 
             _draw_evaluation(axes[0], series, name, colour, "o")
         for index, (name, series) in enumerate(extra.items()):
             axis = axes[0] if shared else axes[index + 1]
-            colour = (GREEN, PURPLE, GREY)[index % 3]
-            _draw_evaluation(axis, series, name, colour, "sD^v"[index % 4])
+            _draw_evaluation(axis, series, name, (GREEN, PURPLE, GREY)[index % 3], "sD^v"[index % 4])
             if not shared:
-                axis.set_ylabel(name.removeprefix("held-out, "))
-                axis.legend(loc="best")
+                axis.set_title(_wrapped(f"{name} ± standard error", width))
         axes[0].set_title("Reward")
-        axes[0].set_ylabel("reward")
         axes[-1].set_xlabel("optimiser step")
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        # A single step in view is one tick, and no fractions of it.
+        axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         _legend_below(figure, axes[0])
-        return _save(figure, path)
+        return figure
 
 
 def prune_funnel(
@@ -105,9 +124,7 @@ def prune_funnel(
     num_inference_steps: int | None = None,
 ) -> Path | None:
     """
-    Draws, for every pruning checkpoint, the spread of rewards within groups before and after pruning and what a random
-    choice of the same size would have kept, all as means over the run; below it the rank correlation of preview and
-    final reward.
+    Save [`draw_prune_funnel`] of a run.
 
     Args:
         log_history (`Sequence[Mapping]`): `trainer.state.log_history`.
@@ -120,26 +137,37 @@ def prune_funnel(
         `Path`, or `None` if nothing was pruned.
     """
     table = prune_table(log_history, group_sizes, num_inference_steps)
-    if not table:
-        return None
+    return _save(draw_prune_funnel(table), path) if table else None
+
+
+def draw_prune_funnel(table: Sequence[Mapping[str, Any]], width: float | None = None) -> Figure:
+    """
+    Draw, for every pruning checkpoint, the spread of rewards within groups before and after pruning and what a random
+    choice of the same size would have kept; below it the rank correlation of preview and final reward.
+
+    Args:
+        table (`Sequence[Mapping]`): of [`prune_table`], at least one row.
+        width (`float`, *optional*): of the figure, in inches; enough for all bars when unset.
+    """
+    width = max(6.0, 2.2 + 1.9 * len(table)) if width is None else width
     correlated = any(not math.isnan(row["rank_corr"]) for row in table)
     with _pyplot() as plt:
         figure, axes = plt.subplots(
-            2 if correlated else 1, 1, figsize=(max(6.0, 2.2 + 1.9 * len(table)), 5.4 if correlated else 3.8),
+            2 if correlated else 1, 1, figsize=(width, 5.4 if correlated else 3.8),
             sharex=True, squeeze=False, constrained_layout=True,
             gridspec_kw={"height_ratios": [2, 1] if correlated else [1]},
         )  # fmt: skip
         axes = axes[:, 0]
-        width, positions = 0.27, range(len(table))
+        bar, positions = 0.27, range(len(table))
         bars = (("reward_std_before", "before", GREY), ("reward_std_random", "random choice", LIGHT),
                 ("reward_std_after", "after pruning", BLUE))  # fmt: skip
-        for offset, (key, label, colour) in zip((-width, 0, width), bars):
-            drawn = axes[0].bar(
-                [p + offset for p in positions], [row[key] for row in table], width * 0.94, color=colour
-            )
-            axes[0].bar_label(drawn, fmt=_bar_text, padding=2, fontsize=8)
+        for offset, (key, label, colour) in zip((-bar, 0, bar), bars):
+            drawn = axes[0].bar([p + offset for p in positions], [row[key] for row in table], bar * 0.94, color=colour)
+            # Three numbers side by side need an inch.
+            if width / len(table) > 1.2:
+                axes[0].bar_label(drawn, fmt=_bar_text, padding=2, fontsize=8)
             drawn.set_label(label)
-        axes[0].set_title("Spread of rewards within groups (standard deviation)")
+        axes[0].set_title(_wrapped("Spread of rewards within groups (standard deviation)", width))
         axes[0].margins(y=0.16)
         # With no spread at all (a constant reward) automatic limits would centre on 0.
         spread = any(row[key] > 0 for row in table for key, _, _ in bars)
@@ -153,10 +181,46 @@ def prune_funnel(
                 axes[1].annotate(f"{value:.2f}", (position, value), (9, 0), textcoords="offset points", va="center")
             lowest = min(value for _, value in known)
             axes[1].set_ylim(-0.05 if lowest >= 0 else -1.08, 1.08)
-            axes[1].set_title("Rank correlation of preview and final reward, survivors")
+            axes[1].set_title(_wrapped("Rank correlation of preview and final reward, survivors", width))
         axes[-1].set_xticks(list(positions), [_checkpoint_label(row) for row in table])
         axes[-1].set_xlim(-0.6, len(table) - 0.4)
-        return _save(figure, path)
+        return figure
+
+
+def draw_trajectories_alive(
+    started: int, group_sizes: Mapping[int, tuple[int, int]], num_inference_steps: int, width: float = 8.0
+) -> Figure:
+    """
+    Draw how many trajectories of one prompt are alive at every denoising step: the area is the cost in network
+    evaluations, beside that without pruning.
+
+    Args:
+        started (`int`): trajectories at the first step.
+        group_sizes (`Mapping[int, tuple[int, int]]`): step -> group size before and after, see [`prune_group_sizes`].
+        num_inference_steps (`int`): denoising steps.
+        width (`float`, *optional*, defaults to 8.0): of the figure, in inches.
+    """
+    within = {step + 1: after for step, (_, after) in sorted(group_sizes.items()) if step < num_inference_steps}
+    edges, sizes = [0, *within, num_inference_steps], [started, *within.values()]
+    with _pyplot() as plt:
+        figure, axes = plt.subplots(1, 1, figsize=(width, 1.6 + 0.1 * width), constrained_layout=True, squeeze=False)
+        axis = axes[0, 0]
+        axis.stairs([started], [0, num_inference_steps], fill=True, color=GREY, alpha=0.13)
+        axis.stairs([started], [0, num_inference_steps], color=GREY, linestyle="--")
+        axis.stairs(sizes, edges, fill=True, color=BLUE)
+        for start, end, size in zip(edges, edges[1:], sizes):
+            axis.annotate(
+                f"{size}", ((start + end) / 2, size), (0, 3), textcoords="offset points", ha="center", weight="bold"
+            )
+        every = 1 if num_inference_steps <= 3 * width else 5
+        axis.set_xticks(
+            [step + 0.5 for step in range(0, num_inference_steps, every)], range(0, num_inference_steps, every)
+        )
+        axis.set_xlim(0, num_inference_steps)
+        axis.set_ylim(0, started * 1.18)
+        axis.yaxis.get_major_locator().set_params(integer=True, nbins=4)
+        axis.set_xlabel("denoising step")
+        return figure
 
 
 def prune_table(
@@ -315,7 +379,7 @@ def _draw_training(axis, training) -> None:
     steps = [entry["step"] for entry in training]
     rewards = [entry["reward"] for entry in training]
     # One point has no area: its band would not be seen, and yet stretch the axis.
-    if len(training) > 1 and all("reward_std" in entry for entry in training):
+    if len(training) > 1 and all(_is_finite(entry.get("reward_std")) for entry in training):
         low = [r - entry["reward_std"] for r, entry in zip(rewards, training)]
         high = [r + entry["reward_std"] for r, entry in zip(rewards, training)]
         axis.fill_between(steps, low, high, color=BLUE, alpha=0.12, linewidth=0, label="± std within groups")
@@ -331,8 +395,8 @@ def _draw_evaluation(axis, series, label: str, colour: str, marker: str) -> None
     steps, values, errors = series
     errors = [0.0 if math.isnan(error) else error for error in errors]
     axis.errorbar(
-        steps, values, yerr=errors if any(errors) else None, color=colour, marker=marker, markersize=5, linewidth=1.6,
-        capsize=3, label=label,
+        steps, values, yerr=errors if any(errors) else None, color=colour, marker=marker, markersize=6, linestyle="none",
+        elinewidth=1.6, capsize=3, label=f"{label} ± standard error",
     )  # fmt: skip
 
 
@@ -343,7 +407,7 @@ def _series(entries, key: str, stderr_key: str) -> Series:
     """
     by_step: dict[float, Mapping[str, Any]] = {}
     for entry in entries:
-        if key in entry and not math.isnan(entry[key]):
+        if _is_finite(entry.get(key)):
             by_step.setdefault(entry["step"], entry)
     found = [by_step[step] for step in sorted(by_step)]
     return [e["step"] for e in found], [e[key] for e in found], [e.get(stderr_key, math.nan) for e in found]
@@ -377,7 +441,24 @@ def held_out_series(log_history: Sequence[Mapping[str, Any]]) -> tuple[dict[str,
 def _legend_below(figure, axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+        width = figure.get_figwidth()
+        labels = [_wrapped(label, width, beside=8) for label in labels]
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        columns = max(1, int(width * _CHARACTERS / (longest + 8)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns, 4))
+
+
+_CHARACTERS = 11
+"""Of our font and size to an inch."""
+
+
+def _wrapped(text: str, width: float, beside: int = 4) -> str:
+    """`text` in lines that fit into so many inches, with room for a few characters `beside` them."""
+    return textwrap.fill(text, max(10, int(width * _CHARACTERS) - beside))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _checkpoint_label(row: Mapping[str, Any]) -> str:
@@ -402,7 +483,8 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 def _save(figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with _pyplot():
+        figure.savefig(path)
     return path
 
 

@@ -11,6 +11,7 @@ import torch
 
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
 
     from .group import Checkpoint, WatchedGroup
@@ -40,31 +41,63 @@ def survivors_picture(group: WatchedGroup, columns: int = 8) -> Image.Image:
 
 
 def reward_histogram(group: WatchedGroup) -> Image.Image:
-    """Rewards of a group before and after every checkpoint, on common axes; for plain GRPO those of its members."""
-    from ..plots import BLUE, LIGHT, _pyplot, _rendered
+    """Draw the rewards of a group before and after every checkpoint, on common axes; for plain GRPO those of its members."""
+    from ..plots import _rendered
 
-    panels = group.checkpoints or (None,)
-    bins = histogram_edges(torch.cat([group.rewards, *(c.rewards for c in group.checkpoints)]).tolist())
+    panels: list[tuple[str, list[float], list[float] | None]] = [
+        (
+            f"{checkpoint_name(c.step_index, group.num_inference_steps).capitalize()}: {len(c.rewards)} → {int(c.kept.sum())}",
+            c.rewards.tolist(),
+            c.rewards[c.kept].tolist(),
+        )
+        for c in group.checkpoints
+    ] or [(f"Rewards of one group of {len(group.rewards)}", group.rewards.tolist(), None)]
+    edges = histogram_edges(torch.cat([group.rewards, *(c.rewards for c in group.checkpoints)]).tolist())
+    return _rendered(draw_reward_histogram(panels, edges))
+
+
+def draw_reward_histogram(
+    panels: Sequence[tuple[str | None, Sequence[float], Sequence[float] | None]],
+    edges: Sequence[float],
+    width: float = 6.4,
+) -> Figure:
+    """
+    Draw histograms one below the other.
+
+    Args:
+        panels (`Sequence[tuple]`): title (or `None`), rewards before pruning, and those of them after it (`None` where nothing
+            was pruned); NaN is left out.
+        edges (`Sequence[float]`): of the bins, see [`histogram_edges`].
+        width (`float`, *optional*, defaults to 6.4): of the figure, in inches.
+    """
+    from ..plots import BLUE, LIGHT, _pyplot, _wrapped
+
     with _pyplot() as plt:
         figure, axes = plt.subplots(
-            len(panels), 1, figsize=(6.4, 1.2 + 2.1 * len(panels)), sharex=True, squeeze=False, constrained_layout=True
+            len(panels),
+            1,
+            figsize=(width, 1.2 + 2.1 * len(panels)),
+            sharex=True,
+            squeeze=False,
+            constrained_layout=True,
         )
-        for axis, checkpoint in zip(axes[:, 0], panels):
-            if checkpoint is None:
-                axis.hist(group.rewards.tolist(), bins, color=BLUE, edgecolor="white")
-                axis.set_title(f"Rewards of one group of {len(group.rewards)}")
-                continue
-            before, after = checkpoint.rewards, checkpoint.rewards[checkpoint.kept]
-            axis.hist(before.tolist(), bins, color=LIGHT, edgecolor="white", label="before")
-            axis.hist(after.tolist(), bins, color=BLUE, edgecolor="white", label="after pruning")
-            name = checkpoint_name(checkpoint.step_index, group.num_inference_steps).capitalize()
-            axis.set_title(f"{name}: {len(before)} → {len(after)}")
-            axis.legend()
-        for axis in axes[:, 0]:
-            axis.yaxis.get_major_locator().set_params(integer=True)
+        for axis, (title, before, after) in zip(axes[:, 0], panels):
+            named = (
+                [(before, LIGHT, "before"), (after, BLUE, "after pruning")]
+                if after is not None
+                else [(before, BLUE, None)]
+            )
+            for rewards, colour, label in named:
+                known = [reward for reward in rewards if math.isfinite(reward)]
+                axis.hist(known, edges, color=colour, edgecolor="white", label=label)
+            if title is not None:
+                axis.set_title(_wrapped(title, width))
+            if after is not None:
+                axis.legend()
+            axis.yaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
             axis.set_ylabel("members")
         axes[-1, 0].set_xlabel("reward")
-        return _rendered(figure)
+        return figure
 
 
 def histogram_edges(rewards: Sequence[float], count: int = 20) -> list[float]:

@@ -40,7 +40,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
     # Prompts and names are the user's: whatever they hold is shown as it is.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    # Only what `svg` made, which escapes by itself.
+    # Only what `charts` made, where matplotlib has escaped the text.
     environment.filters["drawing"] = Markup
     template = files("trl_progrpo").joinpath("templates/report.html").read_text(encoding="utf-8")
     page = redact(environment.from_string(template).render(context(run)))

@@ -10,11 +10,18 @@ from typing import Any
 
 from ..heldout import evaluation_table
 from ..model_card.facts import compute_table, describe_schedule, network_evaluations
-from ..monitoring.group_plots import histogram_edges
-from ..plots import prune_group_sizes, prune_table
+from ..monitoring.group_plots import draw_reward_histogram, histogram_edges
+from ..plots import (
+    draw_prune_funnel,
+    draw_reward_curve,
+    draw_trajectories_alive,
+    held_out_series,
+    prune_group_sizes,
+    prune_table,
+)
 from ..timing import phase_seconds
 from ..words import counted, in_figures, number, with_error
-from .charts import alive_chart, histogram_chart, reward_chart, spread_chart
+from .charts import chart
 from .run_folder import RunFolder
 from .sheets import SMALL, data_uri, read_sheet
 from .words import duration, seconds, setting
@@ -45,7 +52,7 @@ def context(run: RunFolder) -> dict[str, Any]:
         "evaluation": evaluation,
         "kept_step": run.kept_step,
         "fell": [row for row in evaluation if row["fell"]],
-        "rewards": reward_chart(history),
+        "rewards": _rewards(history),
         "images": _images(run),
         "prune": _prune(run, table) if table or sizes else None,
         "group": _group(run),
@@ -115,6 +122,40 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
         yield {"label": "Training time", "value": duration(total), "note": steps, "sign": ""}
 
 
+def _rewards(history: Sequence[Mapping[str, Any]]) -> str | None:
+    if draw_reward_curve(history) is None:
+        return None
+    main, extra = held_out_series(history)
+    told = (
+        f" {name.capitalize()}: {number(ys[0])} at step {xs[0]}, {number(ys[-1])} at step {xs[-1]}."
+        for name, (xs, ys, _) in {**main, **extra}.items()
+    )
+    return chart(lambda width: draw_reward_curve(history, width), f"Reward against optimiser steps.{''.join(told)}")
+
+
+def _alive(started: int, sizes: Mapping[int, tuple[int, int]], num_steps: int) -> str:
+    told = "".join(f", {after} after step {step}" for step, (_, after) in sizes.items() if step < num_steps)
+    label = f"Trajectories per prompt: {started} at step 0{told}."
+    return chart(lambda width: draw_trajectories_alive(started, sizes, num_steps, width), label)
+
+
+def _spread(table: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    told = (
+        f" {name}: "
+        + ", ".join(f"{key} {number(row[f'reward_std_{key}'])}" for key in ("before", "random", "after"))
+        + "."
+        for name, row in zip(names, table)
+    )
+    label = f"Standard deviation of rewards within groups.{''.join(told)}"
+    return chart(lambda width: draw_prune_funnel(table, width), label)
+
+
+def _histogram(before: Sequence[float], after: Sequence[float] | None, edges: Sequence[float]) -> str:
+    kept = f", {len(after)} after pruning" if after is not None else ""
+    label = f"Histogram of the rewards of a group: {len(before)} before{kept}."
+    return chart(lambda width: draw_reward_histogram([(None, before, after)], edges, width), label)
+
+
 def _images(run: RunFolder) -> dict[str, Any] | None:
     """Images before and after by prompt; the grid of `before_after.png` where only that is there."""
     rows = run.recorded.get("images") or []
@@ -155,8 +196,8 @@ def _prune(run: RunFolder, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     names = ["finished" if row["post_hoc"] else f"step\N{NO-BREAK SPACE}{row['step']}" for row in table]
     rank_corrs = [_mean_of(run.log_history, f"audit/step_{row['step']}/rank_corr") for row in table]
     return {
-        "alive": alive_chart(started, sizes, args.num_inference_steps) if sizes else None,
-        "spread": spread_chart(table, names) if table else None,
+        "alive": _alive(started, sizes, args.num_inference_steps) if sizes else None,
+        "spread": _spread(table, names) if table else None,
         "rows": [
             {
                 "name": name,
@@ -185,9 +226,7 @@ def _group(run: RunFolder) -> dict[str, Any] | None:
         survivors = _sorted_tiles(run, group["survivors"], None)
     except (OSError, KeyError, ValueError, TypeError):
         return None
-    alone = not checkpoints and histogram_chart(
-        _floats(group["survivors"]["rewards"]), None, edges, "Rewards of the group"
-    )
+    alone = not checkpoints and _histogram(_floats(group["survivors"]["rewards"]), None, edges)
     return {
         "prompt": group["prompt"],
         "step": counted(group["global_step"], "optimiser step"),
@@ -206,9 +245,7 @@ def _checkpoint(run: RunFolder, group: Mapping[str, Any], checkpoint: Mapping[st
         "name": name,
         "kept": _sorted_tiles(run, checkpoint, True),
         "pruned": _sorted_tiles(run, checkpoint, False),
-        "histogram": histogram_chart(
-            before, after, edges, f"Rewards: {len(before)} before, {len(after)} after pruning"
-        ),
+        "histogram": _histogram(before, after, edges),
         "std": (number(_std(before)), number(_std(after))),
     }
 
