@@ -1,4 +1,6 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+import warnings
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -55,6 +57,21 @@ def test_first_order_approaches_the_checkpoints_own_sampler():
     pipeline.scheduler = SanaFamily(make_sana(), **SIZE).pipeline.scheduler
     errors = [difference(sample(family, noise, steps=steps), expected) for steps in (2, 8, 32)]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, {"thresholding": True}]
+)
+def test_what_a_replacement_changes_is_said_once(options):
+    pipeline = make_sana(sana_scheduler(**options))
+    with pytest.warns(UserWarning, match=f"`{[*options, 'solver_order'][0]}` .*first order") as warned:
+        family = SanaFamily(pipeline, **SIZE)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SanaFamily(pipeline, **SIZE)
+    noise = draw_noise(family)
+    assert difference(sample(family, noise), stock_latents(family, noise)) < 1e-4
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20])

@@ -1,21 +1,34 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 
+import inspect
+import re
+import warnings
+
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
 )
-from pipelines import STABLE_DIFFUSION, assert_ddim_equals_pipeline, make_sd, make_sd2, seeded, unet
+from pipelines import STABLE_DIFFUSION, assert_equals_pipeline, make_sd, make_sd2, make_sdxl, seeded, unet
 
 from trl_progrpo.families import StableDiffusionFamily, family_class, load_pipeline
 from trl_progrpo.families.ddim_schedule import ddim_schedule, ddim_scheduler
 from trl_progrpo.policies import DDIM, FlowSDE
 from trl_progrpo.sampler import ExpandPruneSampler
 from trl_progrpo.testing import PROMPTS, check_family
+
+
+TABLE = {name: STABLE_DIFFUSION[name] for name in ("beta_start", "beta_end", "beta_schedule")}
 
 
 def make_sample():
@@ -56,15 +69,15 @@ class TestContract:
     )
     def test_schedulers(self, options):
         pipeline = with_scheduler(DDIMScheduler(**{**STABLE_DIFFUSION, **options}))
-        assert_ddim_equals_pipeline(StableDiffusionFamily(pipeline, height=24, guidance_scale=5.0))
+        assert_equals_pipeline(StableDiffusionFamily(pipeline, height=24, guidance_scale=5.0))
 
     @pytest.mark.parametrize(
         "scheduler",
         [EulerDiscreteScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace"), KDPM2DiscreteScheduler()],
     )
-    @pytest.mark.filterwarnings("ignore:the scheduler's timestep_spacing")
+    @pytest.mark.filterwarnings("ignore:`model` has a")
     def test_other_schedulers_become_ddim(self, scheduler):
-        assert_ddim_equals_pipeline(StableDiffusionFamily(make_sd(scheduler), guidance_scale=5.0))
+        assert_equals_pipeline(StableDiffusionFamily(make_sd(scheduler), guidance_scale=5.0))
 
 
 class TestSchedule:
@@ -106,6 +119,24 @@ class TestSchedule:
         with pytest.raises(ValueError, match=r"`num_inference_steps` is 28, .* divides 1000; use 25 or 40"):
             ddim_schedule(scheduler, 28)
 
+    @pytest.mark.parametrize(
+        ("offset", "steps", "cure"), [(1, 1000, 999), (2, 500, 499), (5, 200, 199), (3, 1000, 997), (40, 25, 24)]
+    )
+    def test_an_offset_that_leads_out_of_the_table(self, offset, steps, cure):
+        scheduler = DDIMScheduler(**{**STABLE_DIFFUSION, "steps_offset": offset})
+        with pytest.raises(
+            ValueError, match=rf"`num_inference_steps` is {steps}, .*`steps_offset` {offset} .* use {cure}"
+        ):
+            ddim_schedule(scheduler, steps)
+        assert ddim_schedule(scheduler, cure).num_steps == cure
+
+    def test_the_scheduler_is_left_as_it_is(self):
+        scheduler = DDIMScheduler(**STABLE_DIFFUSION)
+        scheduler.set_timesteps(7)
+        before = dict(vars(scheduler))
+        ddim_schedule(scheduler, 3)
+        assert all(vars(scheduler)[name] is value for name, value in before.items())
+
     def test_final_level_is_where_the_last_step_leads(self):
         scheduler = DDIMScheduler(**{**STABLE_DIFFUSION, "steps_offset": 35}, timestep_spacing="leading")
         schedule = ddim_schedule(scheduler, 30)
@@ -134,6 +165,74 @@ class TestScheduler:
     def test_linspace_becomes_leading(self):
         with pytest.warns(UserWarning, match="linspace"):
             assert ddim_scheduler(DDIMScheduler(timestep_spacing="linspace")).config.timestep_spacing == "leading"
+
+    @pytest.mark.parametrize(
+        ("scheduler", "told"),
+        [
+            (PNDMScheduler(**TABLE), ""),
+            (EulerDiscreteScheduler(**TABLE, use_karras_sigmas=True), 'without `use_karras_sigmas`.*"leading"'),
+            (EulerAncestralDiscreteScheduler(**TABLE, timestep_spacing="trailing"), ""),
+            (DPMSolverMultistepScheduler(**TABLE, use_lu_lambdas=True), "without `use_lu_lambdas`"),
+            (UniPCMultistepScheduler(**TABLE, use_exponential_sigmas=True), "without `use_exponential_sigmas`"),
+            (LCMScheduler(**TABLE, clip_sample=False), ""),
+            (DDIMScheduler(**TABLE, clip_sample=False, thresholding=True), "without `thresholding`"),
+            (DDIMScheduler(**TABLE, clip_sample=True), "without `clip_sample`"),
+            (DDPMScheduler(**TABLE, clip_sample=False, rescale_betas_zero_snr=True, prediction_type="sample"), ""),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, SchedulerMixin) else "",
+    )
+    @pytest.mark.parametrize("make", [make_sd, make_sdxl])
+    def test_what_a_replacement_changes_is_said_once(self, scheduler, told, make, tmp_path):
+        """And what it makes is the same of a scheduler in memory and of the one that was saved."""
+        scheduler.save_pretrained(tmp_path)
+        configs = []
+        for own in (scheduler, type(scheduler).from_pretrained(tmp_path)):
+            pipeline = make()
+            pipeline.scheduler = own
+            family = family_class(pipeline)
+            with pytest.warns(UserWarning, match=rf"has a {type(own).__name__}.*{told}") as warned:
+                family(pipeline)
+            assert len(warned) == 1
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                family(pipeline)
+            names = inspect.signature(DDIMScheduler).parameters
+            configs.append({name: pipeline.scheduler.config[name] for name in names})
+        assert configs[0] == configs[1]
+        kept = {"set_alpha_to_one", "steps_offset", "rescale_betas_zero_snr"} & set(scheduler.config)
+        assert all(configs[0][name] == scheduler.config[name] for name in kept)
+
+    @pytest.mark.parametrize(
+        "scheduler", [PNDMScheduler(**TABLE, steps_offset=1), UniPCMultistepScheduler(**TABLE, steps_offset=1)]
+    )
+    @pytest.mark.filterwarnings("ignore:`model` has a")
+    def test_images_to_compare_with_are_those_of_a_pipeline_with_its_scheduler(self, scheduler):
+        """As the warning says."""
+        pipeline, stock = make_sd(scheduler), make_sd(scheduler)
+        family = StableDiffusionFamily(pipeline)
+        stock.scheduler = pipeline.scheduler
+        noise = torch.randn(2, *family.latent_shape, generator=torch.Generator().manual_seed(0))
+        call = {"prompt": list(PROMPTS), "num_inference_steps": 3, "output_type": "pt", **family.pipeline_call_kwargs}
+        assert torch.equal(*(p(**call, latents=noise).images for p in (pipeline, stock)))
+        assert_equals_pipeline(family)
+
+    def test_a_scheduler_that_fits_is_kept_without_a_word(self):
+        pipeline = make_sd()
+        pipeline.scheduler = DDIMScheduler(**{**STABLE_DIFFUSION, "clip_sample": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            StableDiffusionFamily(pipeline)
+
+    @pytest.mark.filterwarnings("ignore:`model` has a")
+    def test_betas_that_ddim_does_not_know_are_refused_with_code_that_works(self):
+        pipeline = with_scheduler(DDPMScheduler(beta_schedule="sigmoid", steps_offset=1))
+        betas = pipeline.scheduler.betas
+        with pytest.raises(ValueError, match="beta schedule 'sigmoid'") as refusal:
+            StableDiffusionFamily(pipeline)
+        [advice] = re.findall(r"DDIMScheduler\.from_config\(.*\)", str(refusal.value))
+        pipeline.scheduler = eval(advice, {"DDIMScheduler": DDIMScheduler, "pipeline": pipeline})
+        assert_equals_pipeline(StableDiffusionFamily(pipeline))
+        torch.testing.assert_close(pipeline.scheduler.betas, betas)
 
     def test_is_stable_when_a_family_is_built_twice(self):
         pipeline = make_sd()
@@ -195,7 +294,7 @@ class TestFamily:
         assert family_class(str(tmp_path)) is StableDiffusionFamily
         pipeline = load_pipeline(str(tmp_path))
         assert pipeline.safety_checker is None
-        assert_ddim_equals_pipeline(StableDiffusionFamily(pipeline))
+        assert_equals_pipeline(StableDiffusionFamily(pipeline))
 
 
 class TestHalfPrecision:

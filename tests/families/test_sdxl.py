@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
-from pipelines import STABLE_DIFFUSION, assert_ddim_equals_pipeline, make_sdxl
+from pipelines import STABLE_DIFFUSION, assert_equals_pipeline, make_sdxl
 
 from trl_progrpo.families import StableDiffusionXLFamily, family_class, load_pipeline
 from trl_progrpo.testing import PROMPTS, check_family
@@ -31,7 +31,7 @@ class TestContract:
         ids=["empty prompt", "latent statistics", "v_prediction", "trailing"],
     )
     def test_variants(self, options):
-        assert_ddim_equals_pipeline(StableDiffusionXLFamily(make_sdxl(**options), height=24, guidance_scale=5.0))
+        assert_equals_pipeline(StableDiffusionXLFamily(make_sdxl(**options), height=24, guidance_scale=5.0))
 
     def test_loads_from_a_folder(self, tmp_path):
         make_sdxl().save_pretrained(tmp_path)

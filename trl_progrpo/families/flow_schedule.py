@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from ..types import Schedule
 
 def check_euler(scheduler: Any) -> FlowMatchEulerDiscreteScheduler:
     """
-    The scheduler, if its steps are Euler's and without noise of their own; images would not be those that are trained
-    otherwise.
+    The scheduler, if its steps are Euler's, from noise to image and without noise of their own; images would not be those that
+    are trained otherwise.
 
     Raises:
         ValueError: if they are not.
@@ -23,14 +24,49 @@ def check_euler(scheduler: Any) -> FlowMatchEulerDiscreteScheduler:
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ValueError(
             f"`model` has a {kind}, but this family samples with Euler's steps; set `pipeline.scheduler` to "
-            "FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config), or to that of the model's repository."
+            f"{euler_of(scheduler)}, or to that of the model's repository."
         )
-    if scheduler.config.get("stochastic_sampling"):
-        raise ValueError(
-            f"`model` has a {kind} with `stochastic_sampling`, which draws noise of its own; set it to False, as noise is the "
-            "policy's."
-        )
+    for option, effect in (
+        ("stochastic_sampling", "draws noise of its own, and noise is the policy's"),
+        ("invert_sigmas", "goes from image to noise"),
+    ):
+        if scheduler.config.get(option):
+            raise ValueError(
+                f"`model` has a {kind} with `{option}`, which {effect}; set it to False: `pipeline.scheduler = "
+                f"{kind}.from_config(pipeline.scheduler.config, {option}=False)`."
+            )
     return scheduler
+
+
+def euler_of(scheduler: Any, **options: Any) -> str:
+    """
+    The code that makes an Euler scheduler with the noise levels of another.
+
+    Args:
+        scheduler: what the pipeline has.
+        options: of the Euler scheduler, whatever the other has.
+    """
+    config = scheduler.config
+    # The first is a leftover that tells FLUX pipelines to leave the noise levels to a scheduler that does not know it.
+    left_over = ("use_flow_sigmas", "stochastic_sampling", "invert_sigmas")
+    changes = {name: False for name in left_over if config.get(name)}
+    if config.get("flow_shift", 1.0) != 1.0:
+        changes["shift"] = config["flow_shift"]
+    changes |= {name: value for name, value in options.items() if config.get(name, value) != value}
+    if not changes:
+        return "FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)"
+    # Not as keywords: what the class does not know is taken from the config whatever they say.
+    changed = ", ".join(f"{name!r}: {value!r}" for name, value in changes.items())
+    return f"FlowMatchEulerDiscreteScheduler.from_config({{**pipeline.scheduler.config, {changed}}})"
+
+
+def flow_schedule(scheduler: Any, *args: Any, **kwargs: Any) -> Schedule:
+    """
+    The noise path that the scheduler gives at these arguments of its `set_timesteps`. The scheduler is left as it is.
+    """
+    scheduler = copy.copy(scheduler)
+    scheduler.set_timesteps(*args, **kwargs)
+    return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
 
 
 def resolution_shift(scheduler: Any, num_patches: int, max_shift: float = 1.15) -> float:
@@ -59,6 +95,15 @@ def linear_flow_schedule(scheduler: Any, num_inference_steps: int, mu: float) ->
     Raises:
         ValueError: as [`check_euler`].
     """
-    check_euler(scheduler)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_inference_steps, num_inference_steps), mu=mu)
-    return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+    sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+    return flow_schedule(check_euler(scheduler), sigmas=sigmas, mu=mu)
+
+
+def flux_schedule(scheduler: Any, num_inference_steps: int, mu: float) -> Schedule:
+    """
+    As [`linear_flow_schedule`]; but like the pipelines of FLUX it leaves the noise levels to a scheduler whose config says
+    `use_flow_sigmas`, which `from_config` takes over from schedulers of other classes.
+    """
+    if check_euler(scheduler).config.get("use_flow_sigmas"):
+        return flow_schedule(scheduler, num_inference_steps, mu=mu)
+    return linear_flow_schedule(scheduler, num_inference_steps, mu)

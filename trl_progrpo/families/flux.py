@@ -10,7 +10,7 @@ import torch
 
 from ..types import Conditioning, Schedule, to_device
 from .base import Family, register_family, to_unit_range
-from .flow_schedule import linear_flow_schedule, resolution_shift
+from .flow_schedule import flux_schedule, resolution_shift
 
 
 class DistilledGuidanceMixin:
@@ -112,7 +112,7 @@ class FluxFamily(DistilledGuidanceMixin, Family):
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
         scheduler = self.pipeline.scheduler
-        return linear_flow_schedule(scheduler, num_inference_steps, resolution_shift(scheduler, self.latent_shape[0]))
+        return flux_schedule(scheduler, num_inference_steps, resolution_shift(scheduler, self.latent_shape[0]))
 
     def denoise(self, denoiser, latents, timestep, tensors):
         patches = (self.height // self.size_multiple, self.width // self.size_multiple)

@@ -10,7 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, forma
 
 from ..types import Conditioning, Schedule, to_device
 from .base import Family, chat_tokens, register_family, to_unit_range
-from .flow_schedule import linear_flow_schedule
+from .flow_schedule import flux_schedule
 from .flux import DistilledGuidanceMixin
 
 
@@ -50,7 +50,7 @@ class _Flux2Base(Family):
     def make_schedule(self, num_inference_steps: int) -> Schedule:
         _, height, width = self.latent_shape
         mu = compute_empirical_mu(image_seq_len=height * width, num_steps=num_inference_steps)
-        return linear_flow_schedule(self.pipeline.scheduler, num_inference_steps, mu)
+        return flux_schedule(self.pipeline.scheduler, num_inference_steps, mu)
 
     def guidance(self, latents: torch.Tensor) -> torch.Tensor | None:
         """The transformer's `guidance` input `(B,)` for latents of `B` rows, `None` if it has none."""

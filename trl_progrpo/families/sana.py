@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 
 from ..types import Conditioning, Schedule
 from .base import Family, register_family, to_unit_range
+from .flow_schedule import check_euler, euler_of, flow_schedule
 
 
 @register_family
@@ -28,7 +30,7 @@ class SanaFamily(Family):
     `use_resolution_binning` is off: images have the size that was asked for.
 
     Raises:
-        ValueError: if the scheduler is neither of the two, or not set up for flows; and what [`Family`] raises.
+        ValueError: as [`one_step_scheduler`], and what [`Family`] raises.
     """
 
     pipeline_classes = ("SanaPipeline",)
@@ -79,9 +81,7 @@ class SanaFamily(Family):
         return super().count_tokens(prompt) + 1
 
     def make_schedule(self, num_inference_steps: int) -> Schedule:
-        scheduler = self.pipeline.scheduler
-        scheduler.set_timesteps(num_inference_steps)
-        return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        return flow_schedule(self.pipeline.scheduler, num_inference_steps)
 
     def denoise(self, denoiser, latents, timestep, tensors):
         output = denoiser(
@@ -105,20 +105,43 @@ class SanaFamily(Family):
 
 def one_step_scheduler(scheduler: Any) -> DPMSolverMultistepScheduler | FlowMatchEulerDiscreteScheduler:
     """
-    A scheduler of the same noise levels whose steps are Euler's.
+    A scheduler of the same noise levels whose steps are Euler's. Warns if it makes other images.
 
     Raises:
-        ValueError: if the scheduler is neither of the two that Sana comes with, or not set up for flows.
+        ValueError: if the scheduler is neither of the two that Sana comes with, not set up for flows, or has noise levels that
+            are not those of a flow; and as [`~flow_schedule.check_euler`].
     """
+    kind, config = type(scheduler).__name__, scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        return scheduler
-    config = scheduler.config
+        if config.use_dynamic_shifting:
+            raise ValueError(
+                f"`model` has a {kind} with `use_dynamic_shifting`, for which SanaPipeline gives no shift; set it to False: "
+                f"`pipeline.scheduler = {kind}.from_config(pipeline.scheduler.config, use_dynamic_shifting=False)`."
+            )
+        return check_euler(scheduler)
     flow = config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"
     if not isinstance(scheduler, DPMSolverMultistepScheduler) or not flow:
         raise ValueError(
-            f"`model` has a {type(scheduler).__name__}, but SanaFamily samples with a FlowMatchEulerDiscreteScheduler or a "
-            "DPMSolverMultistepScheduler for flows (`use_flow_sigmas`, 'flow_prediction'); set "
-            "`pipeline.scheduler` to one of them."
+            f"`model` has a {kind}, but SanaFamily samples with a FlowMatchEulerDiscreteScheduler or a "
+            "DPMSolverMultistepScheduler for flows (`use_flow_sigmas`, 'flow_prediction'); set `pipeline.scheduler` to "
+            f"{euler_of(scheduler, use_dynamic_shifting=False)}, or to that of the model's repository."
         )
+    for option in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"):
+        if config.get(option):
+            raise ValueError(
+                f"`model` has a {kind} with `{option}`, whose noise levels are not those of a flow; set it to False: "
+                f"`pipeline.scheduler = {kind}.from_config(pipeline.scheduler.config, {option}=False)`."
+            )
     # The two first-order forms without noise, dpmsolver and dpmsolver++, are the same step.
-    return type(scheduler).from_config(config, solver_order=1, algorithm_type="dpmsolver++", thresholding=False)
+    steps = {"solver_order": 1, "algorithm_type": "dpmsolver++", "thresholding": False}
+    changes = [
+        f"`{name}` {config[name]!r}" for name, value in steps.items() if config[name] not in (value, "dpmsolver")
+    ]
+    if changes:
+        warnings.warn(
+            f"`model` has a {kind} with {', '.join(changes)}, and is trained and sampled, by its `pipeline(...)` too, with the "
+            "first order of it on the same noise levels: the same seed gives other images. To compare with another pipeline, "
+            "give it the scheduler of this one; an adapter works with either.",
+            stacklevel=2,
+        )
+    return type(scheduler).from_config(config, **steps)

@@ -9,7 +9,7 @@ import torch
 
 from ..types import Conditioning, Schedule
 from .base import Family, register_family, to_unit_range
-from .flow_schedule import check_euler, resolution_shift
+from .flow_schedule import check_euler, flow_schedule, resolution_shift
 
 
 @register_family
@@ -78,8 +78,7 @@ class StableDiffusion3Family(Family):
             _, height, width = self.latent_shape
             patch = self.denoiser.config.patch_size
             mu = resolution_shift(scheduler, (height // patch) * (width // patch), max_shift=1.16)
-        scheduler.set_timesteps(num_inference_steps, mu=mu)
-        return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        return flow_schedule(scheduler, num_inference_steps, mu=mu)
 
     def denoise(self, denoiser, latents, timestep, tensors):
         return denoiser(

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..types import Conditioning, Schedule
 from .base import Family, chat_tokens, pad_and_cat, register_family, stack_conditionings, to_unit_range
-from .flow_schedule import check_euler, resolution_shift
+from .flow_schedule import check_euler, flow_schedule, resolution_shift
 
 
 @register_family
@@ -78,8 +78,7 @@ class ZImageFamily(Family):
         _, height, width = self.latent_shape
         mu = resolution_shift(scheduler, (height // 2) * (width // 2))
         # Without dynamic shifting the scheduler ignores `mu`.
-        scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(num_inference_steps), mu=mu)
-        return Schedule.flow(scheduler.timesteps, scheduler.sigmas)
+        return flow_schedule(scheduler, sigmas=get_default_z_image_sigmas(num_inference_steps), mu=mu)
 
     def denoise(self, denoiser, latents, timestep, tensors):
         lengths = tensors["prompt_lengths"].tolist()

@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..adapters import ADAPTER_FILE
+from ..families.ddim_schedule import explicit_config
 from ..families.loading import EMBEDDED
 from ..validation import validation_prompts
 
@@ -95,6 +96,6 @@ def _negative_prompt(family: Family, negative_prompt: str | None) -> dict[str, s
 def _scheduler_changes(family: Family) -> dict[str, Any] | None:
     """What to set so that the scheduler of the base becomes the one the run sampled with; `None` if it is that one."""
     own, used = family.base_scheduler, family.pipeline.scheduler
-    remade = type(used).from_config(own.config).config
+    remade = type(used).from_config(explicit_config(own)).config
     changes = {key: value for key, value in used.config.items() if key[0] != "_" and remade.get(key) != value}
     return None if type(own) is type(used) and not changes else changes
