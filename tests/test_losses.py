@@ -1,12 +1,14 @@
 # Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from trl_progrpo.losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
-from trl_progrpo.policies import FlowSDE
+from trl_progrpo.policies import DDIM, DanceSDE, FlowCPS, FlowSDE
 from trl_progrpo.types import Schedule, Transition
 
 
@@ -157,3 +159,70 @@ class TestStepWeights:
     def test_refuses_power(self):
         with pytest.raises(ValueError, match="`power` is nan"):
             step_weights([0.5], math.nan)
+
+
+class TestGuardBySteps:
+    """GRPO-Guard's policy loss, divided by the step size, on the noise levels of Stable Diffusion."""
+
+    @staticmethod
+    def shares(policy, schedule, step_size=None):
+        """Of each trained step in the gradient at the network's output, for the same noise in all of them."""
+        noise = torch.randn(4, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        norms = []
+        for i in policy.stochastic_steps(schedule):
+            output = torch.zeros(4, 64, dtype=torch.float64, requires_grad=True)
+            new = policy.step(output, noise.flip(0), schedule, i)
+            old = replace(new, mean=new.mean.detach())
+            following = old.sample(noise)
+            ratio = guard_log_ratio(new.log_prob(following), old.log_prob(following), new.kl(old), new.std)
+            loss, _ = policy_loss(ratio, torch.ones(4, dtype=torch.float64), 1e-4)
+            size = policy.step_size(schedule, i) if step_size is None else step_size(schedule, i)
+            (loss.sum() / size).backward()
+            norms.append(output.grad.norm())
+        return torch.stack(norms) / sum(norms)
+
+    @pytest.mark.parametrize("eta", [0.2, 1.0])
+    @pytest.mark.parametrize(
+        ("kind", "zero_snr"),
+        [("epsilon", False), ("v_prediction", False), ("v_prediction", True), ("sample", False), ("sample", True)],
+    )
+    @pytest.mark.parametrize("steps", [10, 50])
+    def test_no_part_of_a_ddim_path_holds_the_gradient(self, kind, eta, zero_snr, steps):
+        scheduler = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, prediction_type=kind,
+            rescale_betas_zero_snr=zero_snr, timestep_spacing="trailing" if zero_snr else "leading", set_alpha_to_one=False,
+        )  # fmt: skip
+        scheduler.set_timesteps(steps)
+        levels = [*scheduler.timesteps, scheduler.timesteps[-1] - 1000 // steps]
+        table = scheduler.alphas_cumprod.double()
+        acp = torch.stack([table[max(t, 0)] for t in levels])
+        schedule = Schedule(scheduler.timesteps, acp.sqrt(), (1 - acp).sqrt(), kind)
+        share = self.shares(DDIM(eta), schedule)
+        # 1 + eta^2 at small steps, less where a step is large; never more than a factor of 2 between two of them.
+        assert share.max() / share.min() < 2
+        assert share[: steps // 10].sum() < 0.12
+        # A difference of standard deviations is no size of such a step.
+        of_sigmas = self.shares(DDIM(eta), schedule, lambda schedule, i: schedule.sigma(i) - schedule.sigma(i + 1))
+        assert of_sigmas.square().max() / of_sigmas.square().sum() > 2 * share.square().max() / share.square().sum()
+
+    @pytest.mark.parametrize("policy", [FlowSDE(0.7), FlowCPS(0.7), DanceSDE(0.3)])
+    def test_of_flows_it_is_the_papers(self, policy):
+        sigmas = torch.linspace(1, 0, 11, dtype=torch.float64)
+        schedule = Schedule.flow(sigmas[:-1] * 1000, 3 * sigmas / (1 + 2 * sigmas))
+        for i in range(10):
+            assert policy.step_size(schedule, i) == schedule.sigma(i) - schedule.sigma(i + 1)
+        if isinstance(policy, FlowSDE):
+            share = self.shares(policy, schedule)[1:]
+            assert share.max() / share.min() == pytest.approx(1)
+
+    @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+    def test_of_ddim_it_is_the_move_of_the_noise_free_step(self, kind):
+        acp = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        schedule = Schedule(torch.tensor([2, 1]), acp.sqrt(), (1 - acp).sqrt(), kind)
+        a, s, b, r = (getattr(schedule, name)(i) for i in (0, 1) for name in ("alpha", "sigma"))
+        expected = {
+            "epsilon": b * (s / a - r / b),
+            "v_prediction": b * s - a * r,
+            "sample": s * (b / s - a * r / s**2),
+        }
+        assert DDIM(0.7).step_size(schedule, 0) == pytest.approx(expected[kind])

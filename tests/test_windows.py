@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from trl_progrpo.adapters import trainable_parameters
+from trl_progrpo.losses import guard_log_ratio
 from trl_progrpo.windows import window_steps
 
 
@@ -107,3 +109,40 @@ def test_guard_off_policy_recovers_the_sampling_mean(make_trainer):
         transition = trainer._transition(trainer.family.denoiser, rows, s)
         mean = rows.latents[:, s + 1] - float(transition.std) * trainer.sampler.noise(rows, i)
         assert torch.allclose(mean, transition.mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_guard_off_policy_clips_nothing_before_the_first_update(make_trainer, storage, offload):
+    """However the latents are rounded when they are stored, the old means are those of the rollout."""
+    trainer = make_trainer(
+        loss_type="grpo_guard", epsilon=1e-6, max_steps=2, logging_steps=1, offload_rollout=offload, rollout_waves=2,
+        num_generations=2, num_expansions=4, prune_steps=[1], prune_sizes=[2], per_device_train_batch_size=1,
+        gradient_accumulation_steps=1, steps_per_generation=4, rollout_batch_size=1, learning_rate=1e-2,
+    )  # fmt: skip
+    trainer.sampler.storage_dtype = storage
+    trainer.train()
+    assert trainer.last_rollout.latents.dtype == storage
+    before, after = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert before["ratio/deviation"] < 1e-7
+    assert before["clip_ratio/region_mean"] == 0
+    assert after["ratio/deviation"] > 1e-6
+
+
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32], ids=str)
+def test_guard_off_policy_measures_from_the_mean_of_the_rollout(make_trainer, storage):
+    trainer = make_trainer(loss_type="grpo_guard", steps_per_generation=4, rollout_batch_size=None)
+    trainer.sampler.storage_dtype = storage
+    trainer._rollout({"prompt": ["a red circle"] * trainer.geometry.num_prompts}, 0)
+    rows, denoiser = trainer.last_rollout, trainer.family.denoiser
+    with torch.no_grad():
+        old = [trainer._transition(denoiser, rows, s) for s in range(len(rows.step_indices))]
+        for parameter in trainable_parameters(denoiser):
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        for s, before in enumerate(old):
+            now, following = trainer._transition(denoiser, rows, s), rows.latents[:, s + 1]
+            log_prob = now.log_prob(following)
+            ratio = trainer._log_ratio(now, log_prob, rows.log_probs[:, s], rows, s)
+            expected = guard_log_ratio(log_prob, before.log_prob(following), now.kl(before), now.std)
+            assert ratio.abs().max() > 1e-4
+            assert torch.allclose(ratio, expected, atol=1e-6)

@@ -40,8 +40,8 @@ def guard_log_ratio(
     centres it; the product with `std` evens out the steps. What remains is linear in the change of the mean: the mean
     (or sum) over latent dimensions of `(x' - mean_old) (mean - mean_old) / std`.
 
-    The paper also divides the policy loss, but not the KL penalty beside it, by `|dt|` (`schedule.sigma(i) -
-    schedule.sigma(i + 1)`); that is the caller's.
+    The paper also divides the policy loss, but not the KL penalty beside it, by `|dt|`: `policy.step_size(schedule, i)`, which
+    is that for flows, and what takes its place for other models. That is the caller's.
 
     Deviation: the correction is made per sample. The authors' code reduces it to one number for the whole batch.
 

@@ -277,6 +277,7 @@ class ProGRPOTrainer(ShardingTrainer):
             preview_scorer=self.preview_reward_runner,
             preview_reward_weights=self.preview_reward_runner.weights,
             num_waves=args.rollout_waves,
+            keep_means=args.loss_type == "grpo_guard" and not self._on_policy,
             on_preview=self.group_watch,
             spread=Spread(self.rank_watch) if args.group_placement == "spread" else None,
         )
@@ -453,7 +454,9 @@ class ProGRPOTrainer(ShardingTrainer):
             self._micro_batches = micro_batches(self.last_rollout, self.geometry, rank, turn, device)
             self._micro_batches_of = (rollout_index, iteration)
         batch = self._micro_batches[position]
-        return replace(batch, rows=batch.rows.replace(latents=to_device(batch.rows.latents, self.accelerator.device)))
+        path = {name: getattr(batch.rows, name) for name in ("latents", "means")}
+        path = {name: to_device(t, self.accelerator.device) for name, t in path.items() if t is not None}
+        return replace(batch, rows=batch.rows.replace(**path))
 
     @property
     def _position(self) -> tuple[int, int]:
@@ -584,8 +587,7 @@ class ProGRPOTrainer(ShardingTrainer):
         advantages = rows.advantages.to(device)
         loss, metrics = policy_loss(ratio, advantages.nan_to_num(), args.epsilon, args.epsilon_high, batch.num_rows)
         if args.loss_type == "grpo_guard":
-            i = rows.step_indices[s]
-            loss = loss / (rows.schedule.sigma(i) - rows.schedule.sigma(i + 1))
+            loss = loss / self.sampler.policy.step_size(rows.schedule, rows.step_indices[s])
         if args.beta > 0:
             kl = transition.kl(self._reference_transition(rows, s))
             loss = loss + args.beta * kl
@@ -604,6 +606,8 @@ class ProGRPOTrainer(ShardingTrainer):
             return log_ratio(log_prob, old_log_prob)
         if self._on_policy:
             old_mean = transition.mean.detach()
+        elif rows.means is not None:
+            old_mean = rows.means[:, s]
         else:
             # The sampled latents are mean + std * noise, and the noise can be drawn again: no need to store means.
             noise = self.sampler.noise(rows, rows.step_indices[s])
@@ -978,7 +982,10 @@ class ProGRPOTrainer(ShardingTrainer):
         if tensors is None:
             return None
         if not self.args.offload_rollout:
-            tensors["latents"] = tensors["latents"].to(self.accelerator.device)
+            path = {
+                name: tensors[name].to(self.accelerator.device) for name in ("latents", "means") if name in tensors
+            }
+            tensors |= path
         schedule = self.family.make_schedule(self.args.num_inference_steps)
         return Rollout(
             **tensors,

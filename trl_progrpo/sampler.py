@@ -34,6 +34,7 @@ class _Rows:
     member: torch.Tensor
     latents: torch.Tensor
     path: list[torch.Tensor]
+    means: list[torch.Tensor]
     log_probs: list[torch.Tensor]
     #: Dropped rows of audited groups, which are finished for comparison and never trained on.
     dropped: torch.Tensor
@@ -44,7 +45,10 @@ class _Rows:
             self.prompt_index[rows],
             self.member[rows],
             self.latents[there],
-            [pinned_like(latents[to_device(rows, latents.device)], latents) for latents in self.path],
+            *(
+                [pinned_like(kept[to_device(rows, kept.device)], kept) for kept in tensors]
+                for tensors in (self.path, self.means)
+            ),
             [log_probs[there] for log_probs in self.log_probs],
             self.dropped[rows],
         )
@@ -119,6 +123,8 @@ class ExpandPruneSampler:
         seed (`int`, *optional*, defaults to 0): the run's seed.
         storage_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of stored latents; log-probabilities are
             taken of the rounded latents.
+        keep_means (`bool`, *optional*, defaults to `False`): keep the means of trained steps as well, if `storage_dtype` rounds
+            the latents so that drawing the noise again does not give them back.
         offload (`bool`, *optional*, defaults to `False`): keep stored latents in CPU memory, pinned if they come from a CUDA
             device. A `conditioning` in CPU memory may stay there in any case.
         on_progress (`Callable[[str, int, int], None]`, *optional*): told `(phase, done, total)` where phase is
@@ -158,6 +164,7 @@ class ExpandPruneSampler:
         num_waves: int = 1,
         seed: int = 0,
         storage_dtype: torch.dtype = torch.float32,
+        keep_means: bool = False,
         offload: bool = False,
         on_progress: Callable[[str, int, int], None] | None = None,
         on_preview: Callable[[torch.Tensor, PruneRecord], None] | None = None,
@@ -188,6 +195,7 @@ class ExpandPruneSampler:
         self.num_waves = num_waves
         self.seed = seed
         self.storage_dtype = storage_dtype
+        self.keep_means = keep_means
         self.keep = to_host if offload else lambda latents: latents
         self.on_progress = on_progress or (lambda phase, done, total: None)
         self.on_preview = on_preview or (lambda images, record: None)
@@ -330,6 +338,7 @@ class ExpandPruneSampler:
             prompt_index=rows.prompt_index,
             member=rows.member,
             latents=pinned_like(torch.stack(rows.path, 1), rows.path[0]) if rows.path else rows.latents[:, None],
+            means=pinned_like(torch.stack(rows.means, 1), rows.means[0]) if rows.means else None,
             step_indices=given.train_steps,
             log_probs=torch.stack(rows.log_probs, 1) if rows.log_probs else torch.empty(len(rewards), 0),
             rewards=rewards,
@@ -365,7 +374,7 @@ class ExpandPruneSampler:
             prompt_index, member = prompt_index[mine], member[mine]
         noise = self._noise(prompt_index, member, given.rollout_index, given.slots, INITIAL_NOISE)
         latents = self.family.init_latents(noise).to(self.storage_dtype)
-        return _Rows(prompt_index, member, latents, [], [], torch.zeros(len(member), dtype=torch.bool))
+        return _Rows(prompt_index, member, latents, [], [], [], torch.zeros(len(member), dtype=torch.bool))
 
     def _known(self, rows: _Rows, rewards: torch.Tensor, total: int) -> _Known:
         """Rows of whole groups, `total` of them, with their rewards."""
@@ -381,7 +390,8 @@ class ExpandPruneSampler:
         if self.spread is None:
             return replace(rows, dropped=known.dropped).select(stay)
         tensors = {"latents": rows.latents}
-        for name, values in (("path", rows.path), ("log_probs", rows.log_probs)):
+        lists = {name: getattr(rows, name) for name in ("path", "means", "log_probs")}
+        for name, values in lists.items():
             tensors |= {f"{name}.{i}": value for i, value in enumerate(values)}
         tensors = self.spread.deal(tensors, len(known.member), stay, self.family.device)
         mine = stay[self.spread.share(len(stay))]
@@ -389,8 +399,7 @@ class ExpandPruneSampler:
             known.prompt_index[mine],
             known.member[mine],
             tensors["latents"],
-            [tensors[f"path.{i}"] for i in range(len(rows.path))],
-            [tensors[f"log_probs.{i}"] for i in range(len(rows.log_probs))],
+            *([tensors[f"{name}.{i}"] for i in range(len(values))] for name, values in lists.items()),
             known.dropped[mine],
         )
 
@@ -409,7 +418,10 @@ class ExpandPruneSampler:
         """Advances `rows` in place by step `i`; returns the predicted clean samples of all rows if they are needed."""
         schedule = given.schedule
         noisy = policy.std(schedule, i) > 0
-        latents, predicted, log_probs = torch.empty_like(rows.latents), [], []
+        latents, predicted, log_probs, means = torch.empty_like(rows.latents), [], [], None
+        rounded = torch.finfo(self.storage_dtype).eps > torch.finfo(torch.float32).eps
+        if self.keep_means and rounded and i in given.train_steps:
+            means = torch.empty_like(latents, dtype=torch.float32)
         # From here to the end of the step the host never waits for the device: it prepares the next call meanwhile.
         timestep = schedule.timesteps[i]
 
@@ -424,6 +436,8 @@ class ExpandPruneSampler:
                 latents[batch] = transition.sample(noise).to(self.storage_dtype)
                 if i in given.train_steps:
                     log_prob = transition.log_prob(latents[batch])
+                if means is not None:
+                    means[batch] = transition.mean
             else:
                 latents[batch] = transition.mean.to(self.storage_dtype)
             return transition.pred_original_sample if i in self.prune_at else None, log_prob
@@ -437,6 +451,8 @@ class ExpandPruneSampler:
         rows.latents = latents
         if log_probs:
             rows.log_probs.append(torch.cat(log_probs))
+        if means is not None:
+            rows.means.append(self.keep(means))
         return torch.cat(predicted) if predicted else None
 
     def _preview(self, latents: torch.Tensor) -> torch.Tensor:

@@ -271,6 +271,8 @@ class Rollout:
             memory where the sampler offloads them.
         step_indices (`tuple[int, ...]` of length `S`): the trained steps; consecutive.
         log_probs (`torch.Tensor` of shape `(B, S)`, fp32): of the stored next latents under the sampling policy.
+        means (`torch.Tensor` of shape `(B, S, *l)`, *optional*): of the sampling policy at the trained steps, kept
+            where `latents` are; see `keep_means` of the sampler.
         rewards (`torch.Tensor` of shape `(B,)`, fp32): weighted final reward.
         rewards_per_func (`torch.Tensor` of shape `(B, F)`, fp32): NaN where a function does not apply.
         advantages (`torch.Tensor` of shape `(B,)`, fp32, *optional*): set by the trainer; NaN in rows that it leaves out of
@@ -295,6 +297,7 @@ class Rollout:
     rewards_per_func: torch.Tensor
     conditioning: Conditioning
     schedule: Schedule
+    means: torch.Tensor | None = None
     advantages: torch.Tensor | None = None
     images: torch.Tensor | None = None
     prune_records: tuple[PruneRecord, ...] = ()
@@ -307,6 +310,7 @@ class Rollout:
         "prompt_index",
         "member",
         "latents",
+        "means",
         "log_probs",
         "rewards",
         "rewards_per_func",

@@ -63,6 +63,14 @@ class Policy(ABC):
         zeros = torch.zeros(1, 1, dtype=torch.float64)
         return float(self.step(zeros, zeros, schedule, step_index).std)
 
+    def step_size(self, schedule: Schedule, step_index: int) -> float:
+        """
+        How far step `step_index` moves the latents, without noise, for one unit of network output: `|dt|` for flows, and for
+        DDIM its equivalent in the parameterisation of the model (`alpha' |d(sigma / alpha)|` where it predicts the noise).
+        """
+        zeros, ones = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+        return abs(float(self.ode().step(ones, zeros, schedule, step_index).mean))
+
     def stochastic_steps(self, schedule: Schedule) -> tuple[int, ...]:
         """The steps that carry noise in a rollout and may be trained; the sampler runs `ode()` at all others."""
         return tuple(i for i in range(schedule.num_steps) if self.std(schedule, i) > 0)
