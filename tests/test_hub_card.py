@@ -195,11 +195,11 @@ class TestCard:
         assert "| other | no | 8 | 0.500 ± 0.010 | 0.600 ± 0.010 | +0.100 ± 0.014 |" in text
         assert "| redness | yes | 8 | 3.000 ± 0.100 | 1.000 ± 0.100 | -2.000 ± 0.141 |" in text
         warned = re.findall(r"^> \*\*Warning\.\*\* (\w+) \*\*fell during training\*\*, (.*)$", text, re.M)
-        assert [name for name, _ in warned] == ["clip", "redness"]
-        assert "not trained on: a sign that" in warned[0][1]
-        assert "(reward hacking)" in warned[0][1]
-        assert "this run made it worse" in warned[1][1]
-        assert "hacking" not in warned[1][1]
+        assert [name for name, _ in warned] == ["redness", "clip"]
+        assert "this run made it worse" in warned[0][1]
+        assert "hacking" not in warned[0][1]
+        assert "not trained on: a sign that" in warned[1][1]
+        assert "(reward hacking)" in warned[1][1]
 
     def test_settings(self, make_trainer):
         trainer = make_trainer(max_steps=1, ema_decay=0.9, sde_window="fixed", sde_window_size=2, noise_level=0.5)

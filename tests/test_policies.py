@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from trl_progrpo.policies import DDIM, POLICIES, DanceSDE, FlowCPS, FlowSDE, Policy
+from trl_progrpo.policies import DDIM, POLICIES, DanceSDE, FlowCPS, FlowSDE, Policy, noise_option
 from trl_progrpo.types import Schedule
 
 
@@ -25,6 +25,15 @@ def diffusion_schedule(prediction_type, acp=ACP):
 
 def draw(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize(
+    ("policy", "option"),
+    [*((policy, "noise_level") for policy in FLOW_POLICIES), (DDIM, "eta"), (lambda eta, log_prob_reduction: None, "eta"),
+     (lambda **options: None, "noise_level")],
+)  # fmt: skip
+def test_a_policy_says_which_option_sets_its_noise(policy, option):
+    assert noise_option(policy) == option
 
 
 # The published formulas, written down once more and as naively as possible: tensors in, (mean, full std, x0) out.

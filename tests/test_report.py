@@ -114,13 +114,47 @@ class TestReport:
         assert "48 → 24 → 12 trajectories per prompt" in text
         assert re.search(r"shapes 64 0\.500 ±\s0\.010 0\.600 ±\s0\.010 \+0\.100 ±\s0\.014", text)
         # 16 prompts of 48 trajectories and 10 steps would be 7680 evaluations.
-        assert "Saved by pruning 25%" in text
-        assert "as it ran 5,760" in text
-        assert "had all been finished 7,680" in text
-        assert "plain GRPO 1,920" in text
+        # What was saved is said beside what was spent, and after it.
+        assert "Network evaluations 3.0 × plain GRPO 4.0 × without pruning, which saved 25%" in text
+        assert "plain GRPO 1,920 (1.0 ×) as it ran 5,760 (3.0 ×) had all been finished 7,680 (4.0 ×)" in text
         assert re.search(r"denoise 12\.0 60%", text)
         assert re.search(r"step\s5 48\s→\s24 0\.200 0\.190 0\.300 0\.70", text)
         assert "learning_rate 0.003" in text
+
+    def test_it_names_what_it_was_made_of(self, make_folder):
+        recorded = {
+            "model": "org/model", "adapter": True, "weights": "LoRA of rank 16 and alpha 32", "data": "prompts.jsonl",
+            "num_prompts": 1267, "num_held_out": 64, "policy": "flow_sde", "noise_option": "noise_level",
+            "date": "2026-03-04T05:06+00:00", "config_name": "run.yaml", "config": "seed: 007\nsave_strategy: no",
+        }  # fmt: skip
+        text = Page(write_report(make_folder(recorded=recorded))).text
+        for fact in (
+            "base model org/model", "trained weights LoRA of rank 16 and alpha 32", "training prompts 1,267 of prompts.jsonl",
+            "held-out prompts 64", "date 2026-03-04 05:06 UTC", "with run.yaml: seed: 007 save_strategy: no",
+        ):  # fmt: skip
+            assert fact in text, fact
+
+    @pytest.mark.parametrize(
+        ("args", "recorded", "absent", "present"),
+        [
+            ({}, {"noise_option": "noise_level"}, {"eta"}, {"noise_level", "pruning_rule"}),
+            ({"policy": "flow_sde"}, None, {"eta"}, {"noise_level"}),
+            ({"policy": "ddim"}, None, {"noise_level"}, {"eta"}),
+            ({"num_expansions": 12, "prune_steps": None}, None, {"pruning_rule", "preview_downscale"}, {"beta"}),
+            ({"sde_window": "fixed"}, None, {"sde_window_interval", "eval_use_ema"}, {"sde_window_start"}),
+            ({"prune_schedule": "auto"}, None, {"negative_prompt"}, {"prune_schedule_interval", "preview_downscale"}),
+        ],
+    )  # fmt: skip
+    def test_no_setting_that_does_nothing(self, make_folder, args, recorded, absent, present):
+        written = {
+            "eta": 1.0, "noise_level": 0.7, "sde_window": None, "sde_window_start": 0, "sde_window_interval": 1, "beta": 0.0,
+            "ema_decay": None, "eval_use_ema": True, "prune_schedule_interval": 50, "preview_downscale": 1,
+            "negative_prompt": "x",
+        }  # fmt: skip
+        page = write_report(make_folder(args={**ARGS, **written, **args}, recorded=recorded)).read_text()
+        shown = set(re.findall(r"<dt>(\w+)</dt>", page))
+        assert not absent & shown
+        assert present <= shown
 
     def test_a_held_out_reward_that_fell_is_said_at_the_top(self, make_folder):
         assert "strict fell during training" in Page(write_report(make_folder())).text
@@ -430,19 +464,41 @@ class TestInABrowser:
         assert asked == set()
         assert "Images before and after" in text
 
-    @pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "width", [390, pytest.param(320, marks=pytest.mark.slow), pytest.param(1280, marks=pytest.mark.slow)]
+    )
     def test_nothing_sticks_out(self, make_folder, tmp_path, width):
-        report = write_report(make_folder())
+        """Nor is a column of a table cut off, whatever the rewards are called."""
+        names = ("jpeg_incompressibility", "a_reward_of_somebody (a_second_evaluation_set)")
+        history = [evaluation(0, 123.5, 0.25), *map(training, range(1, 5)), evaluation(4, 122.5, 0.125)]
+        history = [
+            {
+                **entry,
+                **{
+                    f"eval_rewards/{name}/{key}": v
+                    for name in names
+                    for key, v in (("mean", -110.5), ("stderr", 10.25))
+                },
+            }
+            if "eval_reward" in entry
+            else {**entry, "audit/step_5/rank_corr": 0.5}
+            for entry in history
+        ]
+        report = write_report(make_folder(history))
         # Windows cannot be as narrow as a phone; frames can.
         frame = tmp_path / "frame.html"
         frame.write_text(
             f'<iframe src="{report.as_uri()}" style="width:{width}px;height:800px;border:0"></iframe><p id="wide"></p>'
             "<script>onload = () => { const page = document.querySelector('iframe').contentDocument.documentElement;"
-            " document.getElementById('wide').textContent = page.scrollWidth + ' of ' + page.clientWidth; }</script>"
+            " const cut = [...page.querySelectorAll('.scroll, .tile *, .compare *, dd')]"
+            " .filter(e => e.scrollWidth > e.clientWidth + 1);"
+            " document.getElementById('wide').textContent = page.scrollWidth + ' of ' + page.clientWidth + ', cut:' +"
+            " cut.map(e => ' ' + e.textContent.trim().slice(0, 40)).join(); }</script>"
         )
         _, _, text = self.opened(frame.as_uri(), tmp_path, "--allow-file-access-from-files", width=1400)
-        found = re.search(r'id="wide">(\d+) of (\d+)<', text)
+        found = re.search(r'id="wide">(\d+) of (\d+), cut:([^<]*)<', text)
         assert found, text[-500:]
+        assert not found[3]
         scroll, client = int(found[1]), int(found[2])
         assert scroll <= client
         assert width - 20 <= client <= width

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .cost import PruneSchedule, WorkCount
 from .geometry import Geometry
@@ -56,6 +56,36 @@ def prune_schedule(args: ProGRPOConfig) -> PruneSchedule:
         prune_steps=tuple(args.prune_steps or ()),
         prune_sizes=tuple(args.prune_sizes or ()),
     )
+
+
+def without_effect(args: ProGRPOConfig) -> dict[str, str]:
+    """
+    Return the options that do nothing in this configuration, and what each of them needs.
+
+    Args:
+        args ([`ProGRPOConfig`]): its values, checked; an option that an older version did not write counts as unset.
+    """
+
+    def given(name: str) -> Any:
+        return getattr(args, name, None)
+
+    prunes = bool(given("prune_steps")) or given("prune_schedule") is not None
+    selects = prunes or (given("num_expansions") or 0) > given("num_generations")
+    works = {
+        "negative_prompt": ((given("guidance_scale") or 0) > 1, "`guidance_scale` above 1"),
+        "sde_window_size": (given("sde_window") is not None, "`sde_window`"),
+        "sde_window_start": (given("sde_window") is not None, "`sde_window`"),
+        "sde_window_interval": (given("sde_window") == "sliding", "`sde_window` sliding"),
+        "ema_update_interval": (given("ema_decay") is not None, "`ema_decay`"),
+        "eval_use_ema": (given("ema_decay") is not None, "`ema_decay`"),
+        "preview_decoder": (prunes, "`prune_steps` or `prune_schedule`"),
+        "preview_downscale": (prunes, "`prune_steps` or `prune_schedule`"),
+        "preview_batch_size": (prunes, "`prune_steps` or `prune_schedule`"),
+        "pruning_rule": (selects, "more `num_expansions` than `num_generations`"),
+        "prune_schedule_interval": (given("prune_schedule") is not None, "`prune_schedule`"),
+        "prune_schedule_groups": (given("prune_schedule") is not None, "`prune_schedule`"),
+    }
+    return {name: needs for name, (does, needs) in works.items() if not does}
 
 
 def resolved_arithmetic(

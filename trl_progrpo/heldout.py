@@ -24,7 +24,7 @@ def evaluation_table(
     First and last evaluation of every held-out reward on every evaluation set: `name`, `before`, `before_stderr`, `after`,
     `after_stderr`, `gain`, `gain_stderr`, `num_prompts`, `step` of the last one, `trained` (on), `sure`, whether the gain or
     loss is above two standard errors, and `fell`, whether it is such a loss. The weighted total comes first on its set, unless
-    it is one of the rewards.
+    it is one of the rewards; then those that are trained on.
 
     `before` and `gain` are `None` where no evaluation of as many prompts was before training. A gain and its error are those of
     [`~evaluation.PairedGains`]; where an evaluation had no pairs, because it is of other prompts or of an older run, the
@@ -58,6 +58,9 @@ def evaluation_table(
         # As texts, for NaN is not equal to itself.
         if total in last and str(last[total]) not in {str(last[mean]) for mean, _ in keys.values()}:
             keys = {TOTAL: (total, f"{total}_"), **keys}
+        if trained is not None:
+            # A log that was written to a file comes back in the order of the alphabet.
+            keys = {name: keys[name] for name in sorted(keys, key=lambda name: name not in trained)}
         rows += [_row(prefix, name, mean, error, before, last, trained) for name, (mean, error) in keys.items()]
     return rows
 

@@ -385,7 +385,8 @@ def _draw_training(axis, training) -> None:
         axis.fill_between(steps, low, high, color=BLUE, alpha=0.12, linewidth=0, label="± std within groups")
     window = len(rewards) // 12
     if window < 2:
-        axis.plot(steps, rewards, color=BLUE, linewidth=1.6, marker=".", label="training (survivors)")
+        marker = "." if len(rewards) > 1 else "o"
+        axis.plot(steps, rewards, color=BLUE, linewidth=1.6, marker=marker, label="training (survivors)")
         return
     axis.plot(steps, rewards, color=BLUE, linewidth=0.8, alpha=0.45)
     axis.plot(steps, _running_mean(rewards, window), color=BLUE, linewidth=2, label="training (survivors)")
@@ -463,7 +464,7 @@ def _is_finite(value: Any) -> bool:
 
 def _checkpoint_label(row: Mapping[str, Any]) -> str:
     name = "finished images" if row["post_hoc"] else f"after step {row['step']}"
-    return name + (f"\n{row['sizes'][0]} → {row['sizes'][1]} per prompt" if row["sizes"] else "")
+    return name + (f"\n{row['sizes'][0]} → {row['sizes'][1]}" if row["sizes"] else "")
 
 
 def _bar_text(value: float) -> str:

@@ -9,11 +9,12 @@ import os
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from ._trl import BaseConfig
+from .arithmetic import without_effect
 from .geometry import PLACEMENTS, Geometry
 from .inherited import check_choices, check_dicts, check_numbers, use_one_device, watches_a_metric
 from .policies import POLICIES
@@ -698,23 +699,10 @@ class ProGRPOConfig(BaseConfig):
                 raise ValueError(f"`{name}` is {getattr(self, name)}, which is not supported: {why}; use {off}.")
 
     def _warn_of_what_does_nothing(self):
-        prunes = bool(self.prune_steps) or self.prune_schedule is not None
-        for name, off, works, needs in (
-            ("negative_prompt", None, self.guidance_scale > 1 or not self.negative_prompt, "`guidance_scale` above 1"),
-            ("sde_window_start", 0, self.sde_window is not None, "`sde_window`"),
-            ("sde_window_interval", 1, self.sde_window == "sliding", "`sde_window` sliding"),
-            ("ema_update_interval", 1, self.ema_decay is not None, "`ema_decay`"),
-            ("eval_use_ema", True, self.ema_decay is not None, "`ema_decay`"),
-            ("preview_downscale", 1, prunes, "`prune_steps` or `prune_schedule`"),
-            (
-                "pruning_rule",
-                "ovf",
-                prunes or self.num_expansions > self.num_generations,
-                "more `num_expansions` than `num_generations`",
-            ),
-            ("prune_schedule_interval", 50, self.prune_schedule is not None, "`prune_schedule`"),
-        ):
-            if getattr(self, name) != off and not works:
+        options = {option.name: option.default for option in fields(self)}
+        for name, needs in without_effect(self).items():
+            # An empty text is as good as none.
+            if getattr(self, name) not in (options[name], ""):
                 warnings.warn(
                     f"`{name}` is {getattr(self, name)!r}, which does nothing without {needs}; set that, or leave it unset.",
                     stacklevel=4,

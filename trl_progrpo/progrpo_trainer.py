@@ -70,7 +70,7 @@ from .metrics import MetricsBuffer, prune_metrics, reward_counts, reward_metrics
 from .model_card import CardPictures, portable_values, started_with, write_model_card
 from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback, check_trackers
 from .out_of_memory import run_memory, update_memory
-from .policies import POLICIES
+from .policies import POLICIES, noise_option
 from .progrpo_config import ProGRPOConfig
 from .prompt_cache import PromptCache
 from .pruning import PRUNING_RULES
@@ -325,8 +325,9 @@ class ProGRPOTrainer(ShardingTrainer):
             raise ValueError(
                 f"`policy` is {name!r}, which does not fit {family.pipeline_classes[0]}; use {' or '.join(family.policies)}."
             )
-        level = {"eta": args.eta} if name == "ddim" else {"noise_level": args.noise_level}
-        return POLICIES.get(name)(**level, log_prob_reduction=args.log_prob_reduction)
+        policy = POLICIES.get(name)
+        level = {noise_option(policy): getattr(args, noise_option(policy))}
+        return policy(**level, log_prob_reduction=args.log_prob_reduction)
 
     def _prepare_denoiser(self, args, peft_config) -> torch.nn.Module | None:
         """Puts the adapter on, or keeps a frozen copy for the KL of full fine-tuning."""

@@ -24,6 +24,8 @@ def number(value: float | None, sign: str = "", digits: int = 3) -> str:
 
 
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    """`value ± error`, without the error where there is none."""
-    known = value is not None and error is not None and not math.isnan(value) and not math.isnan(error)
-    return number(value, sign) + (f" ± {number(error)}" if known else "")
+    """Return `value ± error` with no more digits than the error has, and without the error where there is none."""
+    if value is None or error is None or math.isnan(value) or math.isnan(error):
+        return number(value, sign)
+    small = abs(value) < 0.001 <= error < 1000
+    return f"{f'{value:{sign}.3f}' if small else number(value, sign)} ± {number(error)}"

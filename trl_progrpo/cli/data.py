@@ -108,6 +108,14 @@ def _called(arguments: ScriptArguments) -> dict[str, str]:
     return {"train_dataset": train, "eval_dataset": f"{name} (split {arguments.dataset_test_split!r})"}
 
 
+def describe_data(arguments: ScriptArguments) -> str:
+    """Return where the training prompts come from: names, and the split if it is not `train`."""
+    if arguments.datasets:
+        return ", ".join(dict.fromkeys(entry.path for entry in arguments.datasets))
+    split = arguments.dataset_train_split
+    return f"{arguments.dataset_name}" + (f" (split {split!r})" if split != "train" else "")
+
+
 def load_source(
     name: str,
     config: str | None = None,

@@ -96,8 +96,10 @@ def noise_levels(
 
 
 def level_name(args: ProGRPOConfig, family: Family) -> str:
-    """The option that sets the noise of the run's policy."""
-    return "eta" if (args.policy or family.policies[0]) == "ddim" else "noise_level"
+    """Return the option that sets the noise of the run's policy."""
+    from ..policies import POLICIES, noise_option
+
+    return noise_option(POLICIES.get(args.policy or family.policies[0]))
 
 
 def record(

@@ -317,6 +317,7 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     from .. import plots
     from ..report.record import without_nan
     from ..validation import validation_scores
+    from .data import describe_data
 
     args, folder = trainer.args, Path(trainer.args.output_dir)
     log_history, written = trainer.state.log_history, {}
@@ -339,17 +340,17 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
         plots.prune_group_sizes(args, trainer.schedule_choices),
         args.num_inference_steps,
     )
-    written["report"] = _report(trainer, prompts, images, scores)
+    written["report"] = _report(trainer, prompts, images, scores, describe_data(script_args))
     return {label: path for label, path in written.items() if path is not None}
 
 
-def _report(trainer: ProGRPOTrainer, prompts, images, scores) -> Path | None:
+def _report(trainer: ProGRPOTrainer, prompts, images, scores, data: str) -> Path | None:
     from ..report import write_report
     from ..report.record import record_run
 
     folder = trainer.args.output_dir
     try:
-        record_run(trainer, prompts, images, ["before", "after"], scores)
+        record_run(trainer, prompts, images, ["before", "after"], scores, data)
         return write_report(folder, Path(folder) / "report.html")
     # The run has its results by now, and may still have them to push: a page about it must not cost them.
     except Exception as error:

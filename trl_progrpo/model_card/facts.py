@@ -15,6 +15,7 @@ import torch
 from .. import __version__
 from ..cost import SCHEDULE_FIELDS
 from ..metrics import checkpoint_means
+from ..policies import POLICIES, noise_option
 from ..timing import phase_seconds
 from ..words import counted
 
@@ -78,13 +79,13 @@ def settings_table(trainer: ProGRPOTrainer) -> list[tuple[str, str]]:
     """Name and value of what one would look for first, in words."""
     args = trainer.args
     policy = args.policy or trainer.family.policies[0]
-    level = f"eta {args.eta}" if policy == "ddim" else f"noise level {args.noise_level}"
+    noise = noise_option(POLICIES.get(policy))
     count = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else None
     rows = [
         ("training prompts", f"{count:,}" if count is not None else "streamed" if trainer.train_dataset else None),
         ("trajectories", describe_schedule(args, trainer.schedule_choices).rstrip(".")),
         ("sampling", f"{counted(args.num_inference_steps, 'step')}, guidance scale {args.guidance_scale}"),
-        ("policy", f"`{policy}`, {level}"),
+        ("policy", f"`{policy}`, {noise.replace('_', ' ')} {getattr(args, noise)}"),
         (
             "trained steps",
             f"a {args.sde_window} window, `sde_window_size` {args.sde_window_size}"
@@ -95,13 +96,14 @@ def settings_table(trainer: ProGRPOTrainer) -> list[tuple[str, str]]:
         ("clip width", f"{args.epsilon:g}"),
         ("KL weight", f"{args.beta:g}"),
         ("loss weights of the steps", f"std^{args.step_weighting:g}" if args.step_weighting else None),
-        ("weights", _describe_weights(trainer)),
+        ("weights", describe_weights(trainer)),
         ("seed", str(args.seed)),
     ]
     return [(name, value) for name, value in rows if value is not None]
 
 
-def _describe_weights(trainer: ProGRPOTrainer) -> str:
+def describe_weights(trainer: ProGRPOTrainer) -> str:
+    """Return what is trained: the adapter with rank and alpha, or all of the denoiser; and whether it is averaged."""
     args, text = trainer.args, "all of the denoiser"
     if trainer.use_adapter:
         lora = trainer.family.denoiser.peft_config["default"]

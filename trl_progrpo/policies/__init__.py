@@ -2,7 +2,7 @@
 """Sampling policies. Importing this package registers all of them in `POLICIES`."""
 
 from .affine import AffinePolicy, Coefficients, FlowPolicy
-from .base import POLICIES, Policy
+from .base import POLICIES, Policy, noise_option
 from .dance_sde import DanceSDE
 from .ddim import DDIM
 from .flow_cps import FlowCPS
@@ -19,4 +19,5 @@ __all__ = [
     "FlowPolicy",
     "FlowSDE",
     "Policy",
+    "noise_option",
 ]

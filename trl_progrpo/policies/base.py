@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from numbers import Real
 from typing import ClassVar
 
@@ -96,6 +98,16 @@ class Policy(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+def noise_option(policy: Callable[..., Policy]) -> str:
+    """
+    Return the option of [`ProGRPOConfig`] that sets the noise of a policy: `eta` if it takes that, else `noise_level`.
+
+    Args:
+        policy (`Callable`): the class, or what else was registered to make one.
+    """
+    return "eta" if "eta" in inspect.signature(policy).parameters else "noise_level"
 
 
 def check_level(name: str, value: float, high: float = math.inf) -> float:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from ..arithmetic import without_effect
 from ..heldout import evaluation_table
 from ..model_card.facts import compute_table, describe_schedule, network_evaluations
 from ..monitoring.group_plots import draw_reward_histogram, histogram_edges
@@ -19,6 +21,7 @@ from ..plots import (
     prune_group_sizes,
     prune_table,
 )
+from ..policies import POLICIES, noise_option
 from ..timing import phase_seconds
 from ..words import counted, in_figures, number, with_error
 from .charts import chart
@@ -42,6 +45,8 @@ def context(run: RunFolder) -> dict[str, Any]:
     """Everything the template asks for, by name; `None` or empty where the run has nothing to show."""
     args, history, recorded = run.config, run.log_history, run.recorded
     evaluation = _evaluation(run)
+    unused = _unused(run)
+    counts = {row["num_prompts"] for row in evaluation}
     sizes = prune_group_sizes(args, run.choices) if args else {}
     table = prune_table(history, sizes, args.num_inference_steps if args else None)
     return {
@@ -50,6 +55,7 @@ def context(run: RunFolder) -> dict[str, Any]:
         "schedule": describe_schedule(args, run.choices).replace("`", "").replace("->", "→") if args else None,
         "tiles": list(_tiles(run, evaluation)),
         "evaluation": evaluation,
+        "held_out": counted(*counts, "held-out prompt") if len(counts) == 1 else "held-out prompts",
         "kept_step": run.kept_step,
         "fell": [row for row in evaluation if row["fell"]],
         "rewards": _rewards(history),
@@ -57,10 +63,19 @@ def context(run: RunFolder) -> dict[str, Any]:
         "prune": _prune(run, table) if table or sizes else None,
         "group": _group(run),
         "compute": _compute(run),
-        "settings": [(name, setting(run.args[name])) for name in KEY_SETTINGS if run.args.get(name) is not None],
-        "all_settings": [
-            (name, setting(value)) for name, value in sorted(run.args.items()) if not name.endswith("_token")
+        "facts": list(_facts(run)),
+        "settings": [
+            (name, setting(run.args[name]))
+            for name in KEY_SETTINGS
+            if run.args.get(name) is not None and run.args[name] is not False and name not in unused
         ],
+        "all_settings": [
+            (name, setting(value))
+            for name, value in sorted(run.args.items())
+            if not name.endswith("_token") and name not in unused
+        ],
+        "config": recorded.get("config"),
+        "config_name": recorded.get("config_name"),
         "command": recorded.get("command"),
         "versions": recorded.get("versions") or {},
         "device": recorded.get("device"),
@@ -77,6 +92,34 @@ def _lead(run: RunFolder) -> str:
     return f"{model}{rewards + ' for ' if rewards else ''}{steps} with Pro-GRPO"
 
 
+def _unused(run: RunFolder) -> set[str]:
+    """The settings that do nothing in this run, such as the noise of another kind of policy."""
+    unused = set(without_effect(run.config)) if run.config else set()
+    noise = run.recorded.get("noise_option")
+    if noise is None and run.args.get("policy") in POLICIES.registered():
+        noise = noise_option(POLICIES.get(run.args["policy"]))
+    return unused | {"noise_level": {"eta"}, "eta": {"noise_level"}}.get(noise, set())
+
+
+def _facts(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """What was made of what, and when: name and value."""
+    recorded = run.recorded
+    prompts, held_out = recorded.get("num_prompts"), recorded.get("num_held_out")
+    data = recorded.get("data")
+    written = datetime.fromisoformat(recorded["date"]) if recorded.get("date") else run.written
+    named = {
+        "base model": recorded.get("model"),
+        "trained weights": recorded.get("weights"),
+        "training prompts": " of ".join(filter(None, (f"{prompts:,}" if prompts else None, data))),
+        "held-out prompts": f"{held_out:,}" if held_out else None,
+        "rewards": ", ".join(recorded.get("reward_funcs") or []),
+        "watched rewards": ", ".join(recorded.get("eval_reward_funcs") or []),
+        "policy": recorded.get("policy"),
+        "date": f"{written:%Y-%m-%d %H:%M} UTC",
+    }
+    return ((name, value) for name, value in named.items() if value)
+
+
 def _evaluation(run: RunFolder) -> list[dict[str, Any]]:
     """[`evaluation_table`] with what is written."""
     rows = evaluation_table(run.log_history, run.recorded.get("reward_funcs"), run.kept_step)
@@ -86,7 +129,6 @@ def _evaluation(run: RunFolder) -> list[dict[str, Any]]:
             "after": with_error(row["after"], row["after_stderr"]),
             "gain": with_error(row["gain"], row["gain_stderr"], "+"),
         }
-        # With a space that does not break, so that on a narrow page the error stands below its value.
         row["text"] = {name: text.replace("± ", "±\N{NO-BREAK SPACE}") for name, text in texts.items()}
         row["direction"] = "" if not row["sure"] else "down" if row["fell"] else "up"
     return rows
@@ -107,14 +149,15 @@ def _tiles(run: RunFolder, evaluation: Sequence[Mapping[str, Any]]) -> Iterator[
         value = f"{number(row['before'])} → {number(row['after'])}"
         yield {"label": name, "value": value, "note": row["text"]["gain"], "sign": row["direction"]}
     work = _evaluations(run)
-    if work is not None and work["unpruned"] > work["measured"]:
-        saved = 1 - work["measured"] / work["unpruned"]
-        yield {
-            "label": "Saved by pruning",
-            "value": f"{saved:.0%}",
-            "note": "of network evaluations",
-            "sign": "",
-        }
+    if work is not None and work["unpruned"] > work["plain"]:
+        times, saved = (
+            (work[name] / work["plain"] for name in ("measured", "unpruned")),
+            1 - work["measured"] / work["unpruned"],
+        )
+        measured, unpruned = (f"{value:.1f} ×" for value in times)
+        # What pruning saved is saved of what expanding spends, so the two are told together.
+        note = f"{unpruned} without pruning, which saved {saved:.0%}" if saved > 0 else "nothing was pruned on the way"
+        yield {"label": "Network evaluations", "value": f"{measured} plain GRPO", "note": note, "sign": ""}
     runtimes = [entry["train_runtime"] for entry in run.log_history if "train_runtime" in entry]
     if runtimes:
         total = sum(phase_seconds(run.log_history).values()) or sum(runtimes)
@@ -279,13 +322,16 @@ def _compute(run: RunFolder) -> dict[str, Any] | None:
         return None
     work = _evaluations(run)
     compared = [
-        ("as it ran", work["measured"]), ("had all been finished", work["unpruned"]), ("plain GRPO", work["plain"]),
+        ("plain GRPO", work["plain"]), ("as it ran", work["measured"]), ("had all been finished", work["unpruned"]),
     ] if work else []  # fmt: skip
     highest = max((value for _, value in compared), default=1)
     return {
         "rows": rows,
         "counts": counts,
-        "compared": [(name, f"{value:,.0f}", f"{100 * value / highest:.1f}") for name, value in compared],
+        "compared": [
+            (name, f"{value:,.0f} ({value / work['plain']:.1f} ×)", f"{100 * value / highest:.1f}")
+            for name, value in compared
+        ],
     }
 
 

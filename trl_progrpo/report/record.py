@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub import redact
 from ..model_card import portable_text
-from ..model_card.facts import describe_device, versions
+from ..model_card.facts import describe_device, describe_weights, versions
+from ..policies import POLICIES, noise_option
 from ..rewards import to_pil
 from .run_folder import FILE, FOLDER
 from .sheets import write_sheet
@@ -35,6 +37,7 @@ def record_run(
     images: Sequence[torch.Tensor] = (),
     labels: Sequence[str] = (),
     scores: Sequence[Sequence[float]] = (),
+    data: str | None = None,
 ) -> Path:
     """
     Writes `report/run.json` and images beside it into the output folder, for [`write_report`].
@@ -45,6 +48,7 @@ def record_run(
         images (`Sequence[torch.Tensor]`, *optional*): per label `(N, 3, height, width)` in [0, 1].
         labels (`Sequence[str]`, *optional*): e.g. before, after.
         scores (`Sequence[Sequence[float]]`, *optional*): reward of every image.
+        data (`str`, *optional*): where the training prompts came from.
 
     Returns:
         `Path`: the JSON file.
@@ -52,15 +56,25 @@ def record_run(
     folder = Path(trainer.args.output_dir, FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     group = trainer.group_watch.group
+    policy = trainer.args.policy or trainer.family.policies[0]
     run = {
         "model": portable_text(trainer.model_name or ""),
         "adapter": trainer.use_adapter,
+        "weights": describe_weights(trainer),
+        "data": portable_text(data or ""),
+        "num_prompts": _count(trainer.train_dataset),
+        "num_held_out": _count(trainer.eval_dataset),
+        "policy": policy,
+        "noise_option": noise_option(POLICIES.get(policy)),
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "reward_funcs": trainer.reward_runner.names,
         "eval_reward_funcs": trainer.eval_reward_runner.names if trainer.eval_reward_runner else [],
         "device": describe_device(trainer),
         "nfe_per_row": trainer.family.nfe_per_row,
         "groups_per_process": trainer.geometry.groups_per_process,
         "command": trainer.command.line if trainer.command else None,
+        "config_name": trainer.command.config_name if trainer.command else None,
+        "config": trainer.command.config if trainer.command else None,
         "versions": versions(),
         "prompts": list(prompts),
         "images": [
@@ -73,6 +87,13 @@ def record_run(
     text = json.dumps(without_nan(run), indent=1, ensure_ascii=False) + "\n"
     path.write_text(redact(text, [trainer.args.hub_token]), encoding="utf-8")
     return path
+
+
+def _count(dataset: Any) -> int | None:
+    """Rows of a dataset, or of all in a mapping; `None` for a stream, or if there is none."""
+    if isinstance(dataset, Mapping):
+        return sum(map(len, dataset.values()))
+    return len(dataset) if hasattr(dataset, "__len__") else None
 
 
 def without_nan(value: Any) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,8 @@ class RunFolder:
         args (`dict`): `training_args.json`, empty if there is none.
         choices (`list[dict]`): schedules that the run chose itself, see [`~auto_schedule.ScheduleChoices`].
         recorded (`dict`): `report/run.json`, empty if there is none.
+        written (`datetime`): when its state was.
+        kept_step (`int`, *optional*): the step whose weights were kept, if that is not the last one.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class RunFolder:
     args: dict[str, Any]
     choices: list[dict[str, Any]]
     recorded: dict[str, Any]
+    written: datetime
     kept_step: int | None = None
 
     @property
@@ -105,6 +109,7 @@ def read_run(folder: str | Path) -> RunFolder:
         args=args,
         choices=_choices(state),
         recorded=_read_json(recorded) if recorded is not None and recorded.is_file() else {},
+        written=datetime.fromtimestamp(_written(state_file), UTC),
         kept_step=_number(state, "best_global_step", state_file) or None if best_is_kept else None,
     )
 
