@@ -142,6 +142,56 @@ def test_a_number_given_as_text_is_refused(make_config, name, text):
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [("prune_steps", "57"), ("prune_sizes", {4: 1}), ("reward_weights", "12"), ("reward_weights", {1: 2}),
+     ("preview_reward_weights", [True]), ("prune_steps", 5), ("reward_weights", ["1"])],
+)  # fmt: skip
+def test_what_is_no_list_of_numbers_is_not_read_letter_by_letter(make_config, name, value):
+    with pytest.raises(ValueError, match=rf"^`{name}` is {re.escape(repr(value))}; give a list such as \["):
+        make_config(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["seed", "learning_rate", "num_generations", "max_steps"])
+def test_true_is_no_number(make_config, name):
+    with pytest.raises(ValueError, match=f"^`{name}` is True; give a number"):
+        make_config(**{name: True})
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "2"}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "1e-5"}},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": True}},
+    ],
+)
+def test_keywords_of_the_schedule_that_are_no_numbers(make_config, kwargs):
+    with pytest.raises(ValueError, match=r"^`lr_scheduler_kwargs` holds '.*; give a number, without quotes"):
+        make_config(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 10}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": '{"min_lr": 1e-5}'},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2}},
+        {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"},
+        # The defaults of the optimiser, so that nothing changes by giving them.
+        {"optim": "rmsprop", "optim_args": "alpha=0.99,momentum=0"},
+        {"model_init_kwargs": '{"revision": "007"}'},
+        {"accelerator_config": '{"split_batches": "false"}'},
+    ],
+)
+def test_keywords_that_work_are_kept(make_config, kwargs):
+    config = make_config(**kwargs)
+    if "model_init_kwargs" in kwargs:
+        assert config.model_init_kwargs == {"revision": "007"}
+    if "optim_args" in kwargs:
+        assert config.optim_args == kwargs["optim_args"]
+
+
+@pytest.mark.parametrize(
     ("fraction", "trained"), [(1.0, range(6)), (0.6, range(4)), (0.5, range(3)), (0.01, range(1)), (1 / 3, range(2))]
 )
 def test_a_share_of_the_noisy_steps_is_trained(make_config, fraction, trained):

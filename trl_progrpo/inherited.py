@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import math
+import os
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 
 _AT_LEAST_ONE = (
@@ -25,6 +31,15 @@ _WHOLE_NUMBERS = (int, "int", int | None, "int | None")
 _LARGEST_SEED = 2**32 - 1
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
+_MAPPINGS = {
+    "lr_scheduler_kwargs": '{"num_cycles": 2}',
+    "model_init_kwargs": '{"variant": "fp16"}',
+    "activation_checkpointing_kwargs": '{"use_reentrant": false}',
+    "gradient_checkpointing_kwargs": '{"use_reentrant": false}',
+}
+PIPELINE_TEXTS = ("revision", "variant", "cache_dir", "mirror", "custom_pipeline", "custom_revision")
+"""Keys of `model_init_kwargs` that are texts, whatever they look like."""
+
 _WATCHING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 # Of several evaluation sets, the name of one comes first.
 _METRIC = re.compile(r"(.+_)?reward(_stderr|s/.+/(mean|stderr))?")
@@ -40,11 +55,9 @@ def check_numbers(args: TrainingArguments) -> None:
     """
     for field in fields(args):
         value = getattr(args, field.name)
-        if isinstance(value, str) and field.type in _NUMBERS:
-            raise ValueError(
-                f"`{field.name}` is the text {value!r}; give a number (6e-3 is a text in a YAML file, and "
-                "6.0e-3 a number)."
-            )
+        if isinstance(value, (str, bool)) and field.type in _NUMBERS:
+            kind = "the text " if isinstance(value, str) else ""
+            raise ValueError(f"`{field.name}` is {kind}{value!r}; give a number, such as 3 or 1e-4, without quotes.")
         if isinstance(value, float) and field.type in _WHOLE_NUMBERS:
             raise ValueError(f"`{field.name}` is {value}; give a whole number, such as {round(value)}.")
     for name in _AT_LEAST_ONE:
@@ -139,23 +152,151 @@ def check_dicts(args: Any) -> None:
         args ([`~transformers.TrainingArguments`]): as the user gave them; dictionaries may be JSON still.
 
     Raises:
-        ValueError: for JSON that is broken, and for a dtype among the options of the pipeline.
+        ValueError: for JSON that is broken, what is neither a mapping nor a file where one is taken, a key that accelerate
+            does not have, and, among the options of the pipeline, for a dtype or for a number where a text belongs.
     """
-    for name in args._VALID_DICT_FIELDS:
-        value = getattr(args, name)
-        if isinstance(value, str) and value.startswith("{"):
-            try:
-                json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f'`{name}` is {value!r}, which is no JSON ({error}); give it as {{"key": "value"}}.'
-                ) from error
-    options = args.model_init_kwargs
-    options = json.loads(options) if isinstance(options, str) and options.startswith("{") else options
-    if options is not None and not isinstance(options, dict):
-        raise ValueError(f'`model_init_kwargs` is {options!r}; give a mapping, e.g. {{"variant": "fp16"}}.')
-    for name in _DTYPE_KEYS:
-        if name in (options or {}):
+    given = {name: _as_mapping(name, getattr(args, name)) for name in args._VALID_DICT_FIELDS}
+    for name, value in (given["accelerator_config"] or {}).items():
+        known = AcceleratorConfig.__dataclass_fields__
+        if name not in known:
+            raise ValueError(
+                f"`accelerator_config` holds {name!r}, which accelerate does not have; use {', '.join(known)}."
+            )
+        # In JSON the base class reads "true" as true.
+        if isinstance(value, str) and known[name].type is bool and not isinstance(args.accelerator_config, str):
+            raise ValueError(f"`accelerator_config` holds {name!r} {value!r}; give true or false, without quotes.")
+    # As JSON the base class would make numbers of texts that look like some, such as a revision.
+    args.model_init_kwargs = given["model_init_kwargs"]
+    for name, value in (args.model_init_kwargs or {}).items():
+        if name in _DTYPE_KEYS:
             raise ValueError(
                 f"`model_init_kwargs` holds {name!r}, but the dtype follows `bf16` and `fp16`; use those and remove it."
             )
+        if name in PIPELINE_TEXTS and not isinstance(value, (str, os.PathLike, type(None))):
+            raise ValueError(f"`model_init_kwargs` holds {name!r} {value!r}, which is no text; give it in quotes.")
+
+
+def _as_mapping(name: str, value: Any) -> Mapping[str, Any] | None:
+    """A mapping, or the JSON of one; `None` for what is unset, the name of a file, or an object of the library below."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f'`{name}` is {value!r}, which is no JSON ({error}); give it as {{"key": "value"}}.'
+            ) from error
+    if value is None or isinstance(value, Mapping):
+        return value
+    example = _MAPPINGS.get(name)
+    if example is not None:
+        raise ValueError(f"`{name}` is {value!r}; give a mapping, e.g. {example}.")
+    if isinstance(value, (list, tuple, int, float)) or (isinstance(value, str) and not os.path.isfile(value)):
+        raise ValueError(f"`{name}` is {value!r}; give a mapping, or the name of a JSON file that is there.")
+    return None
+
+
+def check_keywords(args: TrainingArguments) -> None:
+    """
+    Try out `optim_args` and `lr_scheduler_kwargs` on a single weight; transformers would do so when the model is loaded.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): after its own initialisation.
+
+    Raises:
+        ValueError: for a keyword that the optimiser or the schedule does not take or does not read, a value that it cannot
+            use, and one that is missing.
+    """
+    _try_optimizer(args)
+    _try_schedule(args)
+
+
+def _try_optimizer(args: TrainingArguments) -> None:
+    if not args.optim_args:
+        return
+    name, text = getattr(args.optim, "value", args.optim), args.optim_args
+    pairs = [pair.split("=") for pair in text.replace(" ", "").split(",")] if isinstance(text, str) else [()]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ValueError(f"`optim_args` is {text!r}; give a text such as 'momentum=0.9,nesterov=true'.")
+
+    def configured(keywords: list | None) -> tuple[Any, dict[str, Any]]:
+        tried = copy.copy(args)
+        tried.optim_args = keywords and ",".join("=".join(pair) for pair in keywords)
+        return Trainer.get_optimizer_cls_and_kwargs(tried)
+
+    try:
+        configured(None)
+    except Exception:  # It is not installed, or wants to see the model: no matter of its keywords.
+        return
+    for index, (key, _) in enumerate(pairs):
+        try:
+            read = configured([(key, "?")]) != configured(None)
+        except Exception:  # Whatever a value that is none leads to, it was read.
+            read = True
+        if not read:
+            raise ValueError(
+                f"`optim_args` is {text!r}, but `optim` {name!r} does not read {key!r}; give only what it reads (`adam_beta1`, "
+                "`adam_beta2`, `adam_epsilon` and `weight_decay` are options of their own)."
+            )
+        if key in [other for other, _ in pairs[:index]]:
+            raise ValueError(f"`optim_args` is {text!r}, which has {key!r} twice; give it once.")
+    try:
+        kind, keywords = configured(pairs)
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+            kind([torch.nn.Parameter(torch.zeros(2, 2))], **keywords)
+    except Exception as error:
+        raise ValueError(
+            f"`optim_args` is {text!r}, which `optim` {name!r} refuses ({_in_a_line(error)}); give values that it takes."
+        ) from error
+
+
+def _try_schedule(args: TrainingArguments) -> None:
+    kind, given = SchedulerType(args.lr_scheduler_type), args.lr_scheduler_kwargs or {}
+    name = kind.value
+    takes = _schedule_keywords(kind)
+    for key, value in given.items():
+        if key not in takes:
+            known = f"use {', '.join(takes)}" if takes else "give none"
+            raise ValueError(
+                f"`lr_scheduler_kwargs` holds {key!r}, which `lr_scheduler_type` {name!r} does not take; {known}."
+            )
+        if isinstance(value, (str, bool)) and takes[key].annotation in _NUMBERS:
+            raise ValueError(f"`lr_scheduler_kwargs` holds {key!r} {value!r}; give a number, without quotes.")
+    steps = args.max_steps if args.max_steps > 0 else 1_000
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    try:
+        schedule = get_scheduler(
+            kind,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=dict(given),
+        )
+        if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            rates = [rate(step) for rate in schedule.lr_lambdas for step in range(0, steps + 1, max(1, steps // 10))]
+        else:
+            for value in (0.0, 1.0, 0.0):
+                schedule.step(value)
+            rates = [group["lr"] for group in optimizer.param_groups]
+        if not all(math.isfinite(rate) for rate in rates):
+            raise ValueError("the rate is not finite")
+    except Exception as error:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` is {args.lr_scheduler_kwargs!r}, with which `lr_scheduler_type` {name!r} cannot work "
+            f"({_in_a_line(error)}); give some of {', '.join(takes)}."
+        ) from error
+
+
+def _schedule_keywords(kind: SchedulerType) -> dict[str, inspect.Parameter]:
+    """What may stand in `lr_scheduler_kwargs`: not what transformers gives itself, nor what it leaves out."""
+    if kind in (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP):
+        return {}
+    made_by = {
+        SchedulerType.REDUCE_ON_PLATEAU: torch.optim.lr_scheduler.ReduceLROnPlateau,
+        SchedulerType.GREEDY: GreedyLR,
+    }.get(kind, TYPE_TO_SCHEDULER_FUNCTION[kind])
+    ours = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    return {name: how for name, how in inspect.signature(made_by).parameters.items() if name not in ours}
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -8,7 +8,7 @@ import operator
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from ._trl import BaseConfig
 from .arithmetic import without_effect
 from .geometry import PLACEMENTS, Geometry
-from .inherited import check_choices, check_dicts, check_numbers, use_one_device, watches_a_metric
+from .inherited import check_choices, check_dicts, check_keywords, check_numbers, use_one_device, watches_a_metric
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
 from .rewards import ON_REWARD_ERROR
@@ -447,6 +447,7 @@ class ProGRPOConfig(BaseConfig):
                 "`fp16` is True, but this run is on the CPU, which cannot do that; use `bf16`, or neither."
             )
         self._check_numbers()
+        check_keywords(self)
         self._check_pruning()
         self._check_batches()
         self._check_unsupported()
@@ -464,6 +465,9 @@ class ProGRPOConfig(BaseConfig):
             if value is None:
                 continue
             try:
+                # A text would be read letter by letter, a mapping by its keys, and True as 1.
+                if isinstance(value, (str, Mapping)) or any(isinstance(entry, (str, bool)) for entry in value):
+                    raise TypeError
                 setattr(self, name, [number(entry) for entry in value])
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`{name}` is {value!r}; give a list such as {example}.") from error
