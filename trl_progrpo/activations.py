@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .families.base import Family
+from .isolation import isolated
 from .types import Conditioning
 
 
@@ -58,7 +59,7 @@ def measure_activations(
     Runs the networks with one and with two rows and follows every tensor that they make until it is freed.
 
     Networks may be on the `meta` device: then nothing is computed and nothing allocated, and only shapes are followed. Attention
-    is then taken to be of the kind that keeps no matrix of all pairs. Gradients are left unset.
+    is then taken to be of the kind that keeps no matrix of all pairs. The networks are as before afterwards.
 
     Args:
         family ([`~families.Family`]): with the adapter on its denoiser, if there will be one.
@@ -89,12 +90,9 @@ def measure_activations(
         network(rows).float().sum().backward()
 
     def in_training(checkpointing: bool) -> RowBytes:
-        was = denoiser.is_gradient_checkpointing
-        try:
+        with isolated(denoiser):
             (denoiser.enable_gradient_checkpointing if checkpointing else denoiser.disable_gradient_checkpointing)()
             return _by_rows(update, meta, denoiser)
-        finally:
-            (denoiser.enable_gradient_checkpointing if was else denoiser.disable_gradient_checkpointing)()
 
     def preview(rows: int) -> torch.Tensor:
         return family.decode_preview(latents(rows), preview_decoder, preview_downscale)
@@ -116,16 +114,14 @@ def peak_bytes(function: Callable[[], Any], module: torch.nn.Module | None = Non
 
     Args:
         function (`Callable`): runs on any device, `meta` among them.
-        module (`torch.nn.Module`, *optional*): whose gradients are made inside; they do not count, and are unset afterwards.
-            Without, nothing has gradients.
+        module (`torch.nn.Module`, *optional*): whose gradients are made inside; they do not count. It is as before
+            afterwards. Without, nothing has gradients.
     """
-    with LiveBytes() as live, _fused_attention(), torch.set_grad_enabled(module is not None):
+    modules = [] if module is None else [module]
+    with isolated(*modules), LiveBytes() as live, _fused_attention(), torch.set_grad_enabled(module is not None):
         function()
-    parameters = list(module.parameters()) if module is not None else []
-    peak = live.peak(without=[parameter.grad for parameter in parameters if parameter.grad is not None])
-    for parameter in parameters:
-        parameter.grad = None
-    return peak
+        gradients = [parameter.grad for module in modules for parameter in module.parameters()]
+        return live.peak(without=[grad for grad in gradients if grad is not None])
 
 
 class LiveBytes(TorchDispatchMode):
@@ -135,6 +131,13 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self._numbers: dict[int, int] = {}
         self._events: list[tuple[int, int]] = []
+        self._finalizers: list[weakref.finalize] = []
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        # Those of weights would follow them for as long as they live.
+        for finalizer in self._finalizers:
+            finalizer.detach()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for tensor in tree_leaves((args, kwargs)):
@@ -164,7 +167,7 @@ class LiveBytes(TorchDispatchMode):
         number = self._numbers[id(storage)] = len(self._events)
         size = storage.nbytes() if made else 0
         self._events.append((number, size))
-        weakref.finalize(storage, self._freed, id(storage), number, size)
+        self._finalizers.append(weakref.finalize(storage, self._freed, id(storage), number, size))
 
     def _freed(self, key: int, number: int, size: int) -> None:
         self._numbers.pop(key, None)
@@ -203,7 +206,7 @@ class _Attention(torch.autograd.Function):
 
 def _by_rows(call: Callable[[int], Any], meta: bool, module: torch.nn.Module | None = None) -> RowBytes:
     if module is None and not meta:
-        with torch.no_grad():
+        with isolated(), torch.no_grad():
             # Constants that modules keep from their first call on are no activations.
             call(1)
     one, two = (peak_bytes(lambda rows=rows: call(rows), module) for rows in (1, 2))

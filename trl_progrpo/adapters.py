@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -109,12 +110,18 @@ def add_adapter(family: Family, config: LoraConfig) -> None:
 
 @contextmanager
 def adapters_disabled(denoiser: torch.nn.Module) -> Iterator[None]:
-    """The reference policy: the denoiser without its adapter."""
-    denoiser.disable_adapters()
+    """The reference policy: the denoiser without its adapter, which is on or off, and trained or not, as before afterwards."""
+    layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+    # PEFT takes the requirement of a gradient away with the adapter, and gives it to all that is active.
+    states = [(layer, layer.disable_adapters, [(p, p.requires_grad) for p in layer.parameters()]) for layer in layers]
     try:
+        denoiser.disable_adapters()
         yield
     finally:
-        denoiser.enable_adapters()
+        for layer, disabled, parameters in states:
+            layer.enable_adapters(not disabled)
+            for parameter, requires_grad in parameters:
+                parameter.requires_grad_(requires_grad)
 
 
 def save_adapter(

@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 from .adapters import trainable_parameters
 from .cost import SCHEDULE_FIELDS, PruneSchedule, UnitCost, WorkCount
 from .data import collate_rows, is_stream
+from .isolation import isolated
 from .metrics import MetricsBuffer
 from .planning import RecordedGroups, evaluate, propose
 from .recording import in_parts, preview_rewards, sample_whole_groups
@@ -134,7 +135,8 @@ class AutoSchedule:
 
     def _choose(self, inputs: Mapping[str, Sequence[Any]], rollout_index: int) -> None:
         trainer, memory = self.trainer, self.memory
-        with trainer.rank_watch.together():
+        # Reward functions may draw random numbers too.
+        with trainer.rank_watch.together(), isolated():
             rewards, cost, watch = self._record(inputs, rollout_index)
         self.cost = self.cost + cost
         device = trainer.accelerator.device
@@ -209,12 +211,10 @@ class AutoSchedule:
             # Not `backward`, which would add to gradients and wait for other processes.
             torch.autograd.grad(log_prob.mean(), parameters, allow_unused=True)
 
-        training = denoiser.training
-        denoiser.train()
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with isolated(denoiser):
+            denoiser.train()
             for _ in range(UPDATES):
                 watch.time("training", size, forward_and_backward)
-        denoiser.train(training)
 
     def _proposal(self, rewards: torch.Tensor, rollout_index: int) -> dict[str, Any]:
         """The choice that recorded rewards `(P, T, G)` lead to."""

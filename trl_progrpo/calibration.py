@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from .cost import PruneSchedule, UnitCost, WorkCount
+from .isolation import isolated
 from .planning import RecordedGroups
 from .policies import Policy
 from .progrpo_config import ProGRPOConfig
@@ -90,10 +91,14 @@ def measure_seconds(trainer: ProGRPOTrainer, seconds: float = 30.0) -> UnitCost:
     args, sampler = trainer.args, trainer.sampler
     # Several functions, or one that is both: previews and finished images are timed apart.
     preview_seconds, final_seconds = [], []
-    sampler.preview_scorer = _timed(sampler.preview_scorer, preview_seconds)
-    sampler.scorer = _timed(sampler.scorer, final_seconds)
-    trainer.add_callback(_Clock(seconds, trainer.accelerator.device))
-    trainer.train()
+    scorers, clock = (sampler.preview_scorer, sampler.scorer), _Clock(seconds, trainer.accelerator.device)
+    sampler.preview_scorer, sampler.scorer = _timed(scorers[0], preview_seconds), _timed(scorers[1], final_seconds)
+    trainer.add_callback(clock)
+    try:
+        trainer.train()
+    finally:
+        sampler.preview_scorer, sampler.scorer = scorers
+        trainer.remove_callback(clock)
     rollouts = [entry for entry in trainer.state.log_history if "time/denoise" in entry]
     used = slice(1, None)
     phase = {name: _mean([entry.get(f"time/{name}", 0.0) for entry in rollouts[used]]) for name in PHASES}
@@ -144,10 +149,10 @@ def record_untrained(
     """
     denoiser, column = trainer.family.denoiser, trainer.args.prompt_column
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != column}
-    prompts, training = [row[column] for row in rows], denoiser.training
-    denoiser.eval()
+    prompts = [row[column] for row in rows]
     recorded = []
-    try:
+    with isolated(denoiser):
+        denoiser.eval()
         for start, *part in in_parts(prompts, columns, groups_at_once or len(rows)):
             with torch.no_grad(), trainer.accelerator.autocast():
                 found = record_groups(
@@ -163,8 +168,6 @@ def record_untrained(
                     first_slot=start,
                 )
             recorded.append(found)
-    finally:
-        denoiser.train(training)
     previews = {step: torch.cat([groups.previews[step] for groups in recorded]) for step in recorded[0].previews}
     return RecordedGroups(level, previews, torch.cat([groups.final for groups in recorded]))
 

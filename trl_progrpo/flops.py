@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cost import UnitCost
 from .families.base import Family
+from .isolation import isolated
 from .types import Conditioning
 
 
@@ -28,6 +31,8 @@ def unit_flops(
     they depend on shapes alone. Counted is what [`~torch.utils.flop_counter.FlopCounterMode`] knows, which is matrix products,
     convolutions and attention, a multiplication and an addition being 2 FLOPs. The backward pass is that of the parameters that
     are trained: with an adapter, gradients of frozen weights are not computed. Rewards cost no FLOPs here.
+
+    Gradients, modes and random numbers are as before afterwards.
 
     Args:
         family ([`~families.Family`]): with the adapter on its denoiser, if there will be one.
@@ -59,8 +64,34 @@ def unit_flops(
 
 
 def count_flops(function: Callable[[], Any], gradients: bool = False) -> int:
-    """FLOPs of one call of `function`, with or without autograd."""
+    """
+    FLOPs of one call of `function`, with or without autograd. Gradients and random numbers are as before afterwards, also if it
+    raises.
+    """
     # The fused attention of some devices is not known to the counter; written as matrix products it is.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(gradients):
-        function()
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with isolated(), _GradientsAside(), FlopCounterMode(display=False) as counter, attention:
+        with torch.set_grad_enabled(gradients):
+            function()
     return counter.get_total_flops()
+
+
+class _GradientsAside(TorchDispatchMode):
+    """Puts the gradients of all leaves that operators see aside, and back at the end: whatever is called may go backwards."""
+
+    def __init__(self):
+        super().__init__()
+        self._aside: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad and tensor.is_leaf:
+                if id(tensor) not in self._aside:
+                    self._aside[id(tensor)] = tensor, tensor.grad
+                    tensor.grad = None
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        for tensor, grad in self._aside.values():
+            tensor.grad = grad

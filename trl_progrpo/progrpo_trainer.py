@@ -64,6 +64,7 @@ from .families import family_class, load_pipeline, load_preview_decoder
 from .families.loading import by_name
 from .heldout import HackingWatch
 from .hub import BackgroundPushes, check_push, hub_api, open_repo, push_checkpoint, push_run, redact
+from .isolation import modes_kept
 from .loop import AverageCallback, LoopCallback, dress_for_the_loop, keep_tensorboard_in
 from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, step_weights
 from .metrics import MetricsBuffer, prune_metrics, reward_counts, reward_metrics
@@ -540,14 +541,13 @@ class ProGRPOTrainer(ShardingTrainer):
     @contextmanager
     def _inference(self):
         """No gradients, evaluation mode, and the mixed precision of the update."""
-        training = self.family.denoiser.training
-        self.family.denoiser.eval()
+        denoiser = self.family.denoiser
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            with modes_kept(denoiser), torch.no_grad(), self.accelerator.autocast():
+                denoiser.eval()
                 yield
         finally:
-            self.family.denoiser.train(training)
-            reshard(self.family.denoiser)
+            reshard(denoiser)
 
     # ---- update ------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from peft import LoraConfig
 
 from .adapters import adapters_disabled, add_adapter, default_lora_config, save_adapter, trainable_parameters
 from .families import Family, family_class
+from .isolation import isolated
 from .policies import POLICIES, Policy
 from .pruning import PRUNING_RULES
 from .rewards import resolve_reward, reward_name, to_pil
@@ -77,6 +78,7 @@ class FamilyReport:
     lora_effect: float = 0.0
 
 
+@isolated()
 def check_family(
     pipeline: DiffusionPipeline | Callable[[], DiffusionPipeline],
     *,
@@ -500,6 +502,7 @@ class RewardReport:
     seconds_per_image: float
 
 
+@isolated()
 def check_reward_func(
     func: Callable[..., list[float | None]] | str,
     prompts: Sequence[str] | None = None,
@@ -609,6 +612,7 @@ class PrunerReport:
     groups_independent: bool
 
 
+@isolated()
 def check_pruner(rule: Callable[..., torch.Tensor] | str) -> PrunerReport:
     """
     Checks that a pruning rule keeps the promises that [`trl_progrpo.pruning`] lists.

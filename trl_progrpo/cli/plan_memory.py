@@ -64,7 +64,7 @@ class Memory:
 
 
 def look(trainer: ProGRPOTrainer, rows: Sequence[Mapping[str, Any]]) -> Loaded:
-    """Measures calls on the networks of a trainer, whose gradients are unset afterwards, and counts its reward models."""
+    """Measures calls on the networks of a trainer, which are as before afterwards, and counts its reward models."""
     import torch
 
     from ..activations import measure_activations
