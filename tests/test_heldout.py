@@ -183,6 +183,18 @@ class TestPairedGains:
         metrics = gains.update(4, self.prompts, self.names, self.after, self.weights)
         assert sorted(metrics) == ["eval_rewards/one/gain", "eval_rewards/one/gain_stderr"]
 
+    def test_every_prompt_has_its_own(self):
+        gains = PairedGains()
+        gains.update(0, self.prompts, self.names, self.before, self.weights)
+        gains.update(4, self.prompts, self.names, self.after, self.weights)
+        assert gains.of_total(4, self.prompts) == pytest.approx([0.2, 0.8, 0.4], abs=1e-6)
+        assert (
+            gains.of_total(0, self.prompts)
+            == gains.of_total(4, ["a"])
+            == gains.of_total(4, self.prompts, "eval_x")
+            == []
+        )
+
     def test_a_checkpoint_keeps_them(self):
         gains, resumed = PairedGains(), PairedGains()
         gains.update(0, self.prompts, self.names, self.before, self.weights)

@@ -22,6 +22,7 @@ from test_heldout import evaluation
 from trl_progrpo.hub import NEVER_PUSHED, push_command, redact
 from trl_progrpo.model_card import Command, facts, name_on_hub, portable_text, started_with
 from trl_progrpo.model_card.header import inherited_license
+from trl_progrpo.validation import gain_cases
 
 
 class TestFacts:
@@ -290,6 +291,94 @@ class TestCard:
         assert "\n# A name\n" in text
         assert header["datasets"] == ["a/b", "c/d"]
         assert "extra" in header["tags"]
+
+
+class TestGainsAndLosses:
+    """Which picture got better and which worse, and the best and the worst of all beside those that are always shown."""
+
+    prompts = ("a bird", "a cat", "a dog", "a fox", "an owl", "a rat")
+
+    @pytest.fixture
+    def trained(self, make_trainer):
+        def train(gains, num_validation_prompts=2, **options):
+            after = []
+
+            def scripted(prompts, images):
+                return [0.5 + (gains[prompt] if after else 0.0) for prompt in prompts]
+
+            trainer = make_trainer(
+                reward_funcs=scripted, eval_dataset=list(self.prompts), max_steps=1, learning_rate=0.05,
+                num_validation_prompts=num_validation_prompts, **options,
+            )  # fmt: skip
+            trainer.evaluate()
+            trainer.train()
+            after.append(True)
+            trainer.evaluate()
+            return trainer
+
+        return train
+
+    @pytest.mark.parametrize(
+        ("gains", "cases"),
+        [
+            ([0.1, -0.1, 0.2, 0.3, -0.3, 0.0], {"largest gain of 6": 3, "largest loss of 6": 4}),
+            ([0.4, -0.1, 0.2, 0.3, 0.0, 0.0], {"largest gain of 6": 0, "largest loss of 6": 1}),
+            ([0.4, 0.1, 0.2, 0.3, 0.05, math.nan], {"largest gain of 5": 0, "smallest gain of 5": 4}),
+            ([-0.4, -0.1, -0.2, -0.3, -0.05, -0.6], {"smallest loss of 6": 4, "largest loss of 6": 5}),
+            ([0.0] * 6, {}),
+        ],
+    )
+    def test_the_best_and_the_worst(self, make_trainer, gains, cases):
+        trainer = make_trainer(eval_dataset=list(self.prompts))
+        args = (list(self.prompts), ["one"])
+        trainer.paired_gains.update(0, *args, torch.zeros(6, 1, dtype=torch.float64), torch.ones(1))
+        trainer.paired_gains.update(3, *args, torch.tensor(gains, dtype=torch.float64)[:, None], torch.ones(1))
+        assert gain_cases(trainer, 3) == cases
+        assert gain_cases(trainer, 2) == {}
+
+    def test_card(self, trained):
+        gains = dict(zip(self.prompts, [0.1, -0.1, 0.2, 0.3, -0.3, 0.0]))
+        trainer = trained(gains)
+        trainer.save_model()
+        folder = Path(trainer.args.output_dir)
+        text = (folder / "README.md").read_text()
+        assert (
+            "| prompt | before | after | reward |\n|---|---|---|---|\n| a bird | ![before](images/before_0.png)"
+            in text
+        )
+        assert (
+            "| **largest gain of 6:** a fox | ![before](images/before_2.png) | ![after](images/after_2.png) | 0.80 →"
+            in text
+        )
+        assert "| **largest loss of 6:** an owl | ![before](images/before_3.png)" in text
+        assert "The first 2: mean reward 0.50 → 0.50" in text
+        assert [widget["text"] for widget in header_of(text)["widget"]] == ["a bird", "a cat", "a fox", "an owl"]
+        # From the noise that the evaluation drew it from.
+        expected = trainer.generate(["an owl"], first_slot=4)[0]
+        with Image.open(folder / "images/after_3.png") as image:
+            shown = torch.tensor(list(image.convert("RGB").getdata())).T.reshape(3, 256, 256)
+        assert torch.equal(shown[:, ::32, ::32], (expected * 255).round().long())
+
+    def test_a_reward_that_fails_costs_the_scores_alone(self, make_trainer):
+        trainer = make_trainer(max_steps=1, num_validation_prompts=1)
+        trainer.train()
+
+        def runner(*args):
+            raise OSError("the server is gone")
+
+        runner.names, runner.weights = trainer.reward_runner.names, trainer.reward_runner.weights
+        trainer.reward_runner = runner
+        with pytest.warns(UserWarning, match=r"no rewards, as scoring them failed \(the server is gone\)"):
+            trainer.create_model_card()
+        assert "| prompt | before | after |\n" in Path(trainer.args.output_dir, "README.md").read_text()
+
+    def test_full_fine_tunes_call_only_what_is_shown_anyway(self, trained):
+        gains = dict(zip(self.prompts, [0.4, -0.1, 0.2, 0.3, -0.3, 0.0]))
+        trainer = trained(gains, peft_config=None)
+        trainer.save_model()
+        text = Path(trainer.args.output_dir, "README.md").read_text()
+        assert "| **largest gain of 6:** a bird |" in text
+        assert "an owl" not in text
 
 
 class TestWhatItSaysOfEvaluations:

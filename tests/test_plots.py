@@ -220,6 +220,23 @@ class TestImageGrid:
         assert Image.open(with_score).size == Image.open(without).size
         assert with_score.read_bytes() != without.read_bytes()
 
+    def test_gains_are_green_and_losses_red_below_a_title(self):
+        images = torch.zeros(2, 3, 32, 32)
+
+        def colours(before, after, **kwargs):
+            picture = plots.draw_image_grid(
+                [images, images], ["before", "after"], ["a", "b"], [before, after], **kwargs
+            )
+            return {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in picture.getcolors(1 << 24)}, picture.height
+
+        green, red = plots.SIGN_COLOURS["+"], plots.SIGN_COLOURS["-"]
+        for before, after, expected in (
+            ([0.5, 0.5], [0.75, 0.5], {green}), ([0.5, 0.5], [0.25, 0.501], {red}), ([0.5, 0.5], [0.75, 0.25], {green, red}),
+            ([0.5, 0.5], [0.5, math.nan], set()), ([math.nan, 0.5], [0.9, 0.5], set()),
+        ):  # fmt: skip
+            assert colours(before, after)[0] & {green, red} == expected
+        assert colours([0, 0], [1, 1], title="a mean\nand more")[1] == colours([0, 0], [1, 1])[1] + 2 * 20 + 14
+
     def test_captions_stay_within_their_column(self):
         font = plots._font(15)
         text = "a very long caption about Donaudampfschifffahrtsgesellschaftskapitäne and more " * 4

@@ -34,6 +34,7 @@ from trl_progrpo.monitoring.trackers import PACKAGES
 from trl_progrpo.plots import draw_image_grid
 from trl_progrpo.types import PruneRecord
 from trl_progrpo.validation import distinct_rows, validation_prompts
+from trl_progrpo.words import change_in_words
 
 
 IMAGES = {"images/validation", "images/prune_step_1", "images/reward_histogram"}
@@ -115,7 +116,10 @@ class TestTensorBoard:
         before, now = trainer.generate(prompts, adapter=False), trainer.generate(prompts)
         assert not torch.equal(before, now)
         scores = [redness(prompts, images) for images in (before, now)]
-        assert same_as(last("images/validation"), draw_image_grid([before, now], ["before", "now"], prompts, scores))
+        title = change_in_words(*scores)
+        assert title.startswith("mean reward ")
+        drawn = draw_image_grid([before, now], ["before", "now"], prompts, scores, title=title)
+        assert same_as(last("images/validation"), drawn)
         assert same_as(last("images/prune_step_1"), previews_picture(group.checkpoints[0], group))
         assert same_as(last("images/reward_histogram"), reward_histogram(group))
 

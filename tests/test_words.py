@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from trl_progrpo.words import counted, in_figures, number, with_error
+from trl_progrpo.words import change_in_words, counted, gained, in_figures, number, with_error
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,23 @@ def test_numbers_are_short(value, sign, text):
 )  # fmt: skip
 def test_an_error_only_where_there_is_one(value, error, text):
     assert with_error(value, error, "+") == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(0.83, 0.97, "+0.14"), (0.39, 0.37, "-0.02"), (0.5, 0.5, "±0.00"), (0.5, 0.503, "±0.00"), (0.834, 0.904, "+0.07"),
+      (0, 0, "±0.00"),
+     (21.5, 20.25, "-1.25"), (0.0005, 0.0009, "+0.0004"), (math.nan, 0.5, ""), (0.5, math.nan, "")],
+)  # fmt: skip
+def test_a_gain_has_its_sign(before, after, text):
+    assert gained(before, after) == text
+
+
+def test_a_change_says_what_rose_and_what_fell():
+    before, after = [0.5, 0.25, 0.5, 0.5, math.nan], [0.75, 0.0, 0.5, 1.0, 0.5]
+    assert change_in_words(before, after) == "mean reward 0.44 → 0.56 (+0.12): 2 better, 1 worse, 1 unchanged"
+    assert change_in_words([0.5], [0.25]) == "mean reward 0.50 → 0.25 (-0.25): 1 worse"
+    assert change_in_words([math.nan], [0.25]) == change_in_words([], []) == ""
 
 
 def test_counts():

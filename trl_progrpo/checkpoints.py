@@ -263,5 +263,5 @@ def _watches(trainer: ProGRPOTrainer) -> dict[str, Any]:
         "metrics": trainer._metrics,
         "audit": trainer._audit_watch,
         "held_out": trainer._hacking_watch,
-        "before_training": trainer._paired_gains,
+        "before_training": trainer.paired_gains,
     }

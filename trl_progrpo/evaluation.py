@@ -120,6 +120,7 @@ class PairedGains:
     def __init__(self):
         # Which set of which prompts -> name of a reward -> its scores.
         self._before: dict[str, dict[str, list[float]]] = {}
+        self._gains: dict[tuple[str, int], list[float]] = {}
 
     def state_dict(self) -> dict[str, dict[str, list[float]]]:
         """For a checkpoint, as numbers and texts."""
@@ -128,6 +129,10 @@ class PairedGains:
     def load_state_dict(self, state: Mapping[str, dict[str, list[float]]]) -> None:
         """Goes on from [`~PairedGains.state_dict`], with what has been measured before training since, of other prompts."""
         self._before = {**state, **self._before}
+
+    def of_total(self, step: int, prompts: Sequence[str], prefix: str = "eval") -> list[float]:
+        """Return what the weighted total of every prompt had gained at `step`; empty if nothing was evaluated then."""
+        return self._gains.get((_digest(prefix, prompts), step), [])
 
     def update(
         self,
@@ -148,7 +153,7 @@ class PairedGains:
             prompts (`Sequence[str]` of length `N`): of the images.
             names, scores, weights, prefix: see [`held_out_metrics`].
         """
-        digest = hashlib.sha256(json.dumps([prefix, *prompts]).encode()).hexdigest()
+        digest = _digest(prefix, prompts)
         if step == 0:
             self._before.setdefault(digest, {name: column.tolist() for name, column in zip(names, scores.unbind(1))})
         before = self._before.get(digest)
@@ -158,10 +163,16 @@ class PairedGains:
         then = torch.tensor([before.get(name, nothing) for name in names], dtype=torch.float64).T
         metrics = {}
         if set(names[: len(weights)]) <= set(before):
-            metrics.update(_gain(f"{prefix}_reward_", _total(scores, weights) - _total(then, weights)))
+            gains = _total(scores, weights) - _total(then, weights)
+            self._gains[digest, step] = gains.tolist()
+            metrics.update(_gain(f"{prefix}_reward_", gains))
         for name, gains in zip(names, (scores - then).unbind(1)):
             metrics.update(_gain(f"{prefix}_rewards/{name}/", gains))
         return metrics
+
+
+def _digest(prefix: str, prompts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps([prefix, *prompts]).encode()).hexdigest()
 
 
 def _gain(beginning: str, gains: torch.Tensor) -> dict[str, float]:

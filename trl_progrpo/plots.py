@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cost import SCHEDULE_FIELDS
+from .words import gained, number
 
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, PURPLE, GREY, LIGHT, INK = (
     "#2f6690", "#c8623a", "#4f8a5b", "#7a5c99", "#8c929a", "#c9ced4", "#2b2f36",
 )  # fmt: skip
+
+SIGN_COLOURS = {"+": "#2d7440", "-": "#b3362a"}
+"""Of a gain and of a loss, dark enough for small text."""
 
 _STYLE = {
     "font.family": "DejaVu Sans",
@@ -276,9 +280,10 @@ def image_grid(
     path: str | Path,
     scores: Sequence[Sequence[float]] | None = None,
     max_columns: int = 6,
+    title: str | None = None,
 ) -> Path:
-    """[`draw_image_grid`] into a PNG at `path`, whose folder is made; returns it."""
-    return _save_image(draw_image_grid(rows, row_labels, prompts, scores, max_columns), path)
+    """Save [`draw_image_grid`] as a PNG at `path`, whose folder is made; return the path."""
+    return _save_image(draw_image_grid(rows, row_labels, prompts, scores, max_columns, title), path)
 
 
 def draw_image_grid(
@@ -287,6 +292,7 @@ def draw_image_grid(
     prompts: Sequence[str],
     scores: Sequence[Sequence[float]] | None = None,
     max_columns: int = 6,
+    title: str | None = None,
 ) -> Image.Image:
     """
     Draws images in a grid: one column per prompt, its caption above, one row per label (e.g. before and after).
@@ -298,8 +304,10 @@ def draw_image_grid(
         rows (`Sequence`): per row a tensor `(N, 3, height, width)` in [0, 1] or a list of `N` PIL images.
         row_labels (`Sequence[str]`): one per row.
         prompts (`Sequence[str]`): `N` captions.
-        scores (`Sequence[Sequence[float]]`, *optional*): shape of `rows`; written under the images, NaN is left out.
+        scores (`Sequence[Sequence[float]]`, *optional*): shape of `rows`; written under the images, NaN is left out. From the
+            second row on with what was gained on the first, in green or red.
         max_columns (`int`, *optional*, defaults to 6): columns before a new block starts.
+        title (`str`, *optional*): stands above all.
 
     Raises:
         ValueError: if numbers of rows, labels, prompts, images or scores do not fit together.
@@ -322,9 +330,15 @@ def draw_image_grid(
     heights = [line_height * max(len(captions[i]) for i in block) + 8 + row_height * len(rows) for block in blocks]
 
     width = 2 * margin + label_width + columns * (cell_width + gap) - gap
-    canvas = Image.new("RGB", (width, 2 * margin + sum(heights) + gap * (len(blocks) - 1)), "white")
+    title_lines = [
+        line for part in (title or "").split("\n") if part for line in _wrap(part, text, width - 2 * margin)
+    ]
+    title_height = line_height * len(title_lines) + gap * bool(title_lines)
+    canvas = Image.new("RGB", (width, 2 * margin + title_height + sum(heights) + gap * (len(blocks) - 1)), "white")
     draw = ImageDraw.Draw(canvas)
-    top = margin
+    for index, line in enumerate(title_lines):
+        draw.text((margin, margin + index * line_height), line, font=text, fill=INK)
+    top = margin + title_height
     for block, height in zip(blocks, heights):
         caption_lines = max(len(captions[i]) for i in block)
         for column, i in enumerate(block):
@@ -338,9 +352,12 @@ def draw_image_grid(
                 y = top + line_height * caption_lines + 8 + r * row_height
                 canvas.paste(_fit(row[i], (cell_width, cell_height)), (left, y))
                 if scores is not None and not math.isnan(scores[r][i]):
-                    score = f"{scores[r][i]:.2f}"
-                    x = left + (cell_width - small.getlength(score)) / 2
+                    score = number(scores[r][i], digits=2)
+                    gain = gained(scores[0][i], scores[r][i]) if r else ""
+                    x = left + (cell_width - small.getlength(f"{score}  {gain}".rstrip())) / 2
                     draw.text((x, y + cell_height + 4), score, font=small, fill="#5d636b")
+                    x += small.getlength(f"{score}  ")
+                    draw.text((x, y + cell_height + 4), gain, font=small, fill=SIGN_COLOURS.get(gain[:1], "#5d636b"))
         for r, label in enumerate(row_labels):
             y = top + line_height * caption_lines + 8 + r * row_height + cell_height / 2
             draw.text((margin, y), label, font=label_font, fill=INK, anchor="lm")

@@ -215,7 +215,7 @@ class ProGRPOTrainer(ShardingTrainer):
         self._metrics = MetricsBuffer()
         self._timer = PhaseTimer()
         self._audit_watch = AuditWatch()
-        self._hacking_watch, self._paired_gains = HackingWatch(self.reward_runner.names), PairedGains()
+        self._hacking_watch, self.paired_gains = HackingWatch(self.reward_runner.names), PairedGains()
         self._micro_steps_since_update = 0
         self.card_pictures = CardPictures(self)
         # Now, as a config file may hold something else by the time a card is written.
@@ -750,9 +750,7 @@ class ProGRPOTrainer(ShardingTrainer):
             warn_of_silent_rewards(names, scores)
         weights = self.reward_runner.weights
         metrics = held_out_metrics(names, scores, weights, metric_key_prefix, count_failed)
-        metrics |= self._paired_gains.update(
-            self.state.global_step, prompts, names, scores, weights, metric_key_prefix
-        )
+        metrics |= self.paired_gains.update(self.state.global_step, prompts, names, scores, weights, metric_key_prefix)
         self.log(metrics)
         warning = self._hacking_watch.update(self.state.log_history)
         if warning is not None and self.is_world_process_zero():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def counted(number: float, what: str, plural: str = "s") -> str:
@@ -21,6 +22,30 @@ def number(value: float | None, sign: str = "", digits: int = 3) -> str:
     if value is None or math.isnan(value):
         return "–"
     return f"{value:{sign}.{digits}f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:{sign}.3g}"
+
+
+def gained(before: float, after: float) -> str:
+    """Return what a score of two decimals has gained, with its sign: `+0.14`, `-0.02` or `±0.00`; nothing for NaN."""
+    if math.isnan(after - before):
+        return ""
+    if max(abs(before), abs(after)) >= 0.01:
+        # The difference of what is shown, lest 0.83 -> 0.90 be called +0.08.
+        before, after = round(before, 2), round(after, 2)
+    gain = round(after - before, 10)
+    return number(gain, "+", digits=2) if gain else "±0.00"
+
+
+def change_in_words(before: Sequence[float], after: Sequence[float]) -> str:
+    """Return the mean of both and how many scores rose and fell, pair by pair; nothing if no pair has both."""
+    pairs = [(a, b) for a, b in zip(before, after) if not math.isnan(a) and not math.isnan(b)]
+    if not pairs:
+        return ""
+    first, last = (math.fsum(values) / len(pairs) for values in zip(*pairs))
+    signs = [gained(*pair)[0] for pair in pairs]
+    counts = [(signs.count("+"), "better"), (signs.count("-"), "worse"), (signs.count("±"), "unchanged")]
+    return f"mean reward {number(first, digits=2)} → {number(last, digits=2)} ({gained(first, last)}): " + ", ".join(
+        f"{count} {word}" for count, word in counts if count
+    )
 
 
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:

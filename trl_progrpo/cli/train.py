@@ -140,7 +140,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
     """
     quieten_libraries()
     from ..checkpoints import check_weights
-    from ..validation import distinct_rows
+    from ..validation import distinct_rows, with_gain_cases
     from .preflight import checkpoint_to_resume
 
     resume = checkpoint_to_resume(training_args)
@@ -164,12 +164,15 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
             return _leave(trainer)
         after = _evaluate_after(trainer) if eval_dataset is not None else None
         images += [_generate(trainer, grid_rows)] if script_args.plot else []
+        num_fixed, cases = len(grid_rows), []
+        if script_args.plot:
+            grid_rows, images, cases = with_gain_cases(trainer, _kept_step(trainer), grid_rows, images)
         # Not pushed yet: plots and the finished card go with it.
         trainer.save_model(_internal_call=True)
         trainer.save_state()
     files = {}
     if main_process:
-        files = _write_results(script_args, trainer, before, after, grid_rows, images)
+        files = _write_results(script_args, trainer, before, after, grid_rows, images, cases, num_fixed)
     trainer.create_model_card(dataset_name=_hub_datasets(script_args))
     if main_process:
         from ..model_card import loading_code
@@ -313,7 +316,7 @@ def _kept_step(trainer: ProGRPOTrainer) -> int:
     return trainer.kept_step or trainer.state.global_step
 
 
-def _write_results(script_args, trainer, before, after, grid_rows, images) -> dict[str, Path]:
+def _write_results(script_args, trainer, before, after, grid_rows, images, cases, num_fixed) -> dict[str, Path]:
     from .. import plots
     from ..report.record import without_nan
     from ..validation import validation_scores
@@ -331,7 +334,12 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
     prompts = [row[args.prompt_column] for row in grid_rows]
     scores = [validation_scores(trainer, grid_rows, batch) for batch in images]
     written["images before and after"] = plots.image_grid(
-        images, ["before", "after"], prompts, folder / "before_after.png", scores
+        images,
+        ["before", "after"],
+        [f"{case}: {prompt}" if case else prompt for case, prompt in zip(cases, prompts)],
+        folder / "before_after.png",
+        scores,
+        title=_title(trainer, [row[:num_fixed] for row in scores]),
     )
     written["reward curve"] = plots.reward_curve(log_history, folder / "reward_curve.png")
     written["prune funnel"] = plots.prune_funnel(
@@ -340,17 +348,33 @@ def _write_results(script_args, trainer, before, after, grid_rows, images) -> di
         plots.prune_group_sizes(args, trainer.schedule_choices),
         args.num_inference_steps,
     )
-    written["report"] = _report(trainer, prompts, images, scores, describe_data(script_args))
+    written["report"] = _report(trainer, prompts, images, scores, cases, num_fixed, describe_data(script_args))
     return {label: path for label, path in written.items() if path is not None}
 
 
-def _report(trainer: ProGRPOTrainer, prompts, images, scores, data: str) -> Path | None:
+def _title(trainer: ProGRPOTrainer, scores) -> str:
+    """The held-out gain, where it was measured, and that of the images that are shown whatever comes of them."""
+    from ..heldout import evaluation_table
+    from ..words import change_in_words, counted, number, with_error
+
+    lines = []
+    for row in evaluation_table(trainer.state.log_history, trainer.reward_runner.names, trainer.kept_step)[:1]:
+        if row["gain"] is not None:
+            change = (
+                f"{number(row['before'])} → {number(row['after'])}, {with_error(row['gain'], row['gain_stderr'], '+')}"
+            )
+            lines.append(f"Held-out {row['name']} {change} over {counted(row['num_prompts'], 'image')}")
+    shown = change_in_words(*scores)
+    return "\n".join([*lines, *([f"The first {len(scores[0])}: {shown}"] if shown else [])])
+
+
+def _report(trainer: ProGRPOTrainer, prompts, images, scores, cases, num_fixed: int, data: str) -> Path | None:
     from ..report import write_report
     from ..report.record import record_run
 
     folder = trainer.args.output_dir
     try:
-        record_run(trainer, prompts, images, ["before", "after"], scores, data)
+        record_run(trainer, prompts, images, ["before", "after"], scores, cases, num_fixed, data)
         return write_report(folder, Path(folder) / "report.html")
     # The run has its results by now, and may still have them to push: a page about it must not cost them.
     except Exception as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from ..families.loading import EMBEDDED
 from ..heldout import evaluation_table
 from ..hub import redact
-from ..words import counted, in_figures, number, with_error
+from ..validation import validation_prompts
+from ..words import change_in_words, counted, gained, in_figures, number, with_error
 from .command import Command, portable_path, portable_text, portable_values, started_with
 from .facts import (
     audit_table,
@@ -68,6 +70,7 @@ def write_model_card(
 
     args, history = trainer.args, trainer.state.log_history
     shown = trainer.card_pictures.write(output_dir) if pictures else []
+    fixed = shown[: len(validation_prompts(trainer))]
     base = name_on_hub(trainer.model_name)
     extra = {tags} if isinstance(tags, str) else set(tags or ())
     kind = {"lora"} if trainer.use_adapter else set()
@@ -89,6 +92,10 @@ def write_model_card(
         data,
         template_str=files("trl_progrpo").joinpath("templates/model_card.md").read_text(encoding="utf-8"),
         counted=counted,
+        gained=gained,
+        num_fixed=len(fixed),
+        change=change_in_words(*zip(*(picture.scores for picture in fixed))) if fixed and fixed[0].scores else "",
+        date=datetime.now(UTC).date().isoformat(),
         in_figures=in_figures,
         number=number,
         with_error=with_error,

@@ -54,4 +54,5 @@ def inherited_license(model_name: str | None, token: str | None = None) -> dict[
 
 def widget(pictures: Sequence[Picture]) -> list[dict[str, Any]]:
     """Return the Hub's gallery: pictures after training, every prompt once; those before training are in the card's table."""
-    return [{"text": picture.prompt, "output": {"url": picture.after}} for picture in pictures]
+    shown = {picture.prompt: picture.after for picture in reversed(pictures)}
+    return [{"text": prompt, "output": {"url": path}} for prompt, path in reversed(shown.items())]

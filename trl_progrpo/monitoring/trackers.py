@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.integrations import INTEGRATION_TO_CALLBACK, TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..validation import validation_prompts, validation_rows, validation_scores
+from ..words import change_in_words
 from .group_plots import previews_picture, reward_histogram, survivors_picture
 
 
@@ -113,7 +114,8 @@ class TrackerImagesCallback(TrainerCallback):
         drawn = {label: images for label, images in drawn.items() if images is not None}
         scores = [validation_scores(self.trainer, rows, images) for images in drawn.values()]
         prompts = [row[self.trainer.args.prompt_column] for row in rows]
-        return {"images/validation": draw_image_grid(list(drawn.values()), list(drawn), prompts, scores)}
+        title = change_in_words(*scores) if len(scores) > 1 else None
+        return {"images/validation": draw_image_grid(list(drawn.values()), list(drawn), prompts, scores, title=title)}
 
     def _group(self) -> dict[str, Image.Image]:
         group = self.trainer.group_watch.group

@@ -23,7 +23,7 @@ from ..plots import (
 )
 from ..policies import POLICIES, noise_option
 from ..timing import phase_seconds
-from ..words import counted, in_figures, number, with_error
+from ..words import change_in_words, counted, gained, in_figures, number, with_error
 from .charts import chart
 from .run_folder import RunFolder
 from .sheets import SMALL, data_uri, read_sheet
@@ -203,6 +203,9 @@ def _images(run: RunFolder) -> dict[str, Any] | None:
     """Images before and after by prompt; the grid of `before_after.png` where only that is there."""
     rows = run.recorded.get("images") or []
     prompts = run.recorded.get("prompts") or []
+    cases = run.recorded.get("cases") or [None] * len(prompts)
+    scores = [_floats(row.get("scores") or []) for row in rows]
+    fixed = [row[: run.recorded.get("num_fixed")] for row in scores]
     try:
         sheets = [read_sheet(row["sheet"], run.pictures_folder) for row in rows]
     except (OSError, KeyError, ValueError, TypeError):
@@ -211,19 +214,26 @@ def _images(run: RunFolder) -> dict[str, Any] | None:
         columns = [
             {
                 "prompt": prompt,
+                "case": cases[i],
                 "images": [
                     {
                         "uri": data_uri(sheet[i]),
                         "label": row["label"],
                         "score": _score(row["scores"], i),
+                        "gain": gained(scores[0][i], scores[r][i]) if r and i < min(map(len, scores)) else "",
                         "small": max(sheet[i].size) <= SMALL,
                     }
-                    for row, sheet in zip(rows, sheets)
+                    for r, (row, sheet) in enumerate(zip(rows, sheets))
                 ],
             }
             for i, prompt in enumerate(prompts)
         ]
-        return {"columns": columns, "grid": None}
+        return {
+            "columns": columns,
+            "grid": None,
+            "change": change_in_words(*fixed) if len(fixed) == 2 else "",
+            "num_fixed": len(fixed[0]) if fixed else 0,
+        }
     grid = run.path / "before_after.png"
     if not grid.is_file():
         return None

@@ -37,6 +37,8 @@ def record_run(
     images: Sequence[torch.Tensor] = (),
     labels: Sequence[str] = (),
     scores: Sequence[Sequence[float]] = (),
+    cases: Sequence[str | None] = (),
+    num_fixed: int | None = None,
     data: str | None = None,
 ) -> Path:
     """
@@ -48,6 +50,8 @@ def record_run(
         images (`Sequence[torch.Tensor]`, *optional*): per label `(N, 3, height, width)` in [0, 1].
         labels (`Sequence[str]`, *optional*): e.g. before, after.
         scores (`Sequence[Sequence[float]]`, *optional*): reward of every image.
+        cases (`Sequence[str]` of length `N`, *optional*): what a prompt was chosen for, `None` for those that are always shown.
+        num_fixed (`int`, *optional*): how many of the first are shown whatever comes of them; all when unset.
         data (`str`, *optional*): where the training prompts came from.
 
     Returns:
@@ -77,6 +81,8 @@ def record_run(
         "config": trainer.command.config if trainer.command else None,
         "versions": versions(),
         "prompts": list(prompts),
+        "cases": list(cases),
+        "num_fixed": len(prompts) if num_fixed is None else num_fixed,
         "images": [
             {"label": label, "scores": list(row), "sheet": write_sheet(_reduced(batch), folder, label)}
             for label, batch, row in zip(labels, images, scores)
