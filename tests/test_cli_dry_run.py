@@ -160,6 +160,17 @@ class TestOutput:
         said, _, _ = printed(capsys, *argv)
         assert said["training prompts".ljust(22)] == "a stream"
 
+    def test_of_texts_to_be_read(self, tmp_path, capsys):
+        pytest.importorskip("rapidocr")
+        rows = ['a 5" screen that says "OPEN"', "„Hallo“ und «Welt»", *(f"'{n}'" for n in range(8))]
+        (tmp_path / "prompts.txt").write_text("\n".join(rows), encoding="utf-8")
+        argv = ["train", *SHAPES, *BATCH, "--dry_run", "--output_dir", str(tmp_path), "--reward_funcs", "ocr"]
+        assert main([*argv, "--dataset_name", str(tmp_path / "prompts.txt")]) == 0
+        assert (
+            "texts to be read      'OPEN', 'Hallo Welt', '0', '1', '2', '3', '4', '5' and 2 more"
+            in capsys.readouterr().out
+        )
+
     def test_is_a_configuration_that_gives_the_same_again(self, capsys, tmp_path):
         flags = [*SHAPES, *BATCH, "--output_dir", str(tmp_path), "--max_steps", "5", "--lora_target_modules", "to_q"]
         flags += ["--model_init_kwargs", '{"variant": "fp16"}', "--adam_beta2", "0.9", "--save_strategy", "no"]

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from trl_progrpo.rewards import REWARDS, OcrReward, RewardRunner
-from trl_progrpo.rewards.ocr import text_agreement
+from trl_progrpo.rewards.ocr import READERS, _parameters, install_reader, text_agreement
+from trl_progrpo.rewards.quoted import quoted_parts
 from trl_progrpo.testing import check_reward_func
 
 
@@ -261,3 +262,104 @@ def test_the_readers_weights_are_files_of_its_package():
     for file in files:
         digest = hashlib.new(file.hash.mode, file.locate().read_bytes()).digest()
         assert urlsafe_b64encode(digest).rstrip(b"=").decode() == file.hash.value
+
+
+class TestQuotes:
+    @pytest.mark.parametrize(
+        ("prompt", "parts"),
+        [
+            ('a 5" screen that says "OPEN"', ["OPEN"]),
+            ('a 5.5" x 7" card: "HI"', ["HI"]),
+            ('"27" TV" on a 5" shelf', ['27" TV']),
+            ('"OPEN 24" on a 5" screen', ["OPEN 24"]),
+            ('"Route 66", "Exit 9"', ["Route 66", "Exit 9"]),
+            ("a 6' 2\" man under 'HI'", ["HI"]),
+            ("„Hallo“ und »Welt«", ["Hallo", "Welt"]),
+            ("« Bonjour » et ”Hej”", [" Bonjour ", "Hej"]),
+            ('写着“你好”的「牌子」和"营业24"', ["你好", "牌子", "营业24"]),
+            ("“the “best” one”", ["the “best” one"]),
+            ('“the "best" one”', ['the "best" one']),
+            ("'the \"best\" one'", ['the "best" one']),
+            ("\"He said 'hi'\"", ["He said 'hi'"]),
+            ("'90s sign \"OPEN\" in the dogs' park", ["OPEN"]),
+            ('a \\"OPEN\\" sign', ["OPEN"]),
+            ('"say \\"hi\\" now"', ['say "hi" now']),
+            ("‚so‘ und ‹so›", ["so", "so"]),
+            ("Home » Shop", []),
+            ('a 5" screen', []),
+        ],
+    )
+    def test_parts(self, prompt, parts):
+        assert quoted_parts(prompt) == parts
+
+    @pytest.mark.parametrize("prompt", ['a 40 " screen that says "HI"', '"OPEN', '"A" and "B'])
+    def test_one_without_partner_is_refused(self, prompt):
+        with pytest.raises(ValueError, match=r"cannot tell what is in quotes .a double quote has no partner.*`text`"):
+            OcrReward().check_row(prompt)
+
+
+@needs_reader
+class TestScripts:
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("ПРИВЕТ", r"the model for Cyrillic is not installed; .*install_reader\('cyrillic'\)"),
+            ("ΑΘΗΝΑ", r"the model for Greek is not installed; .*install_reader\('el'\)"),
+            ("안녕", r"the model for Hangul is not installed; .*install_reader\('korean'\)"),
+            ("नमस्ते", r"the model for Devanagari is not installed; .*install_reader\('devanagari'\)"),
+            ("สวัสดี", r"the model for Thai is not installed; .*install_reader\('th'\)"),
+            ("مرحبا", r"the model for Arabic is not installed; .*install_reader\('arabic'\)"),
+            ("Phở", r"the model for Latin is not installed; .*install_reader\('latin'\)"),
+            ("שלום", r"\(Hebrew\): no model of rapidocr has them; ask for another text"),
+            ("ПРИВЕТ 안녕", r"\(Cyrillic and Hangul\): no model of rapidocr has these characters together"),
+            ("OPEN 🫠", "in 'OPEN 🫠': no model"),
+        ],
+    )
+    def test_what_no_installed_model_reads_is_refused(self, ocr, text, said):
+        for check in (
+            lambda: ocr.check_row(f'a sign that says "{text}"'),
+            lambda: ocr.check_row("a sign", text=text),
+            lambda: ocr([f'"{text}"'], [Image.new("RGB", (64, 64))]),
+        ):
+            with pytest.raises(ValueError, match=f"reward `ocr` cannot read .*{said}") as error:
+                check()
+            assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        "text", ["OPEN", "Straße", "żółć", "İstanbul", "你好", "カフェ", "10 kΩ", "I ❤️ NY", "50 % off – now"]
+    )
+    def test_what_the_package_reads(self, ocr, text):
+        ocr.check_row("a sign", text=text)
+
+    def test_an_installed_model_is_chosen_by_the_script(self, tmp_path, monkeypatch):
+        """A copy of the model in the package takes the place of the one for Greek, whose letters it can write."""
+        package = Path(find_spec("rapidocr").origin).parent / "models" / "PP-OCRv6_rec_small.onnx"
+        monkeypatch.setattr("trl_progrpo.rewards.ocr._model_file", lambda *_: package)
+        reward, asked = OcrReward(), []
+        monkeypatch.setattr(reward, "read", lambda image, language=None: asked.append(language) or "ΑΘΗΝΑ")
+        assert reward(["a"] * 3, [None] * 3, text=["Αθηνα", "OPEN", None]) == [1.0, 0.0, None]
+        assert asked == ["el", None]
+        with pytest.raises(ValueError, match=r"cannot read .* no model of rapidocr has them"):
+            reward.check_row('"ПРИВЕТ"')
+
+    def test_which_can_be_installed(self):
+        with pytest.raises(ValueError, match="`language` is 'ru'; use one of arabic, cyrillic"):
+            install_reader("ru")
+
+    def test_a_download_that_fails_says_where_the_file_goes(self, monkeypatch):
+        def refuse(*_):
+            raise OSError("no network")
+
+        monkeypatch.setattr("trl_progrpo.rewards.ocr._rapidocr", refuse)
+        with pytest.raises(
+            ValueError, match=r"th_PP-OCRv5_rec_mobile.onnx could not be installed \(no network\); put .*models"
+        ):
+            install_reader("th")
+
+    def test_every_named_model_is_one_of_rapidocr(self):
+        from rapidocr.inference_engine.base import InferSession
+
+        for language, version in READERS.values():
+            parameters = _parameters(language)
+            assert f"{language}_{version}_rec_mobile" in InferSession.model_info.onnxruntime[version].rec
+            assert parameters["Rec.ocr_version"].value == version

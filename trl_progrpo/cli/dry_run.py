@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Lines = list[tuple[str, str]]
 
+SHOWN_ROWS = 100
+SHOWN_TARGETS = 8
+
 
 def dry_run(
     script_args: ScriptArguments,
@@ -128,7 +131,31 @@ def _data(
         ("training prompts", "a stream" if num_prompts is None else f"{num_prompts:,}"),
         ("held-out prompts", "none" if evaluation is None else f"{len(evaluation):,}"),
         ("columns for rewards", ", ".join(others) or "none"),
+        *_targets(train, args.prompt_column, runners),
     ], num_prompts
+
+
+def _targets(train: Any, prompt_column: str, runners: Runners) -> Lines:
+    """What `ocr` looks for in the first rows, for quotation marks may be meant otherwise."""
+    from ..rewards import OcrReward
+
+    functions = [function for runner in filter(None, runners) for function in runner.functions]
+    ocr = next((function for function in functions if isinstance(function, OcrReward)), None)
+    if ocr is None:
+        return []
+    found: dict[str, None] = {}
+    columns = {prompt_column, "text"} & set(train.column_names or list(next(iter(train))))
+    for row in train.select_columns(sorted(columns)).take(SHOWN_ROWS):
+        targets = ocr.targets([row[prompt_column]], [row["text"]] if "text" in row else None)
+        found.update(dict.fromkeys(filter(str.strip, targets)))
+    shown = ", ".join(map(repr, list(found)[:SHOWN_TARGETS]))
+    more = len(found) - SHOWN_TARGETS
+    return [
+        (
+            "texts to be read",
+            f"{shown or 'none'}{f' and {more} more' if more > 0 else ''}, in the first {SHOWN_ROWS} rows",
+        )
+    ]
 
 
 class Runners(NamedTuple):
