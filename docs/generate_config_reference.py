@@ -26,6 +26,12 @@ The same names are keyword arguments in Python, keys of the YAML file of `trl-pr
 line (`--num_expansions 48 --prune_steps 5 7 --prune_sizes 24 12`). `trl-progrpo train --help` also lists the arguments for
 model, data and rewards, which in Python belong to the trainer.
 
+In the YAML file a field that is a text gets what is written, with or without quotes: `run_name: 1.10`, `007`, `12:30:45` and
+`no` are these texts, and only `null`, `none` and nothing at all mean none. `1e-4` is a number in numbers and at every depth
+of mappings that have no types of their own, such as `lr_scheduler_kwargs`; there `yes`, `no`, `on` and `off` are truth
+values too, while dates, times and what begins with 0 are texts. One value may stand for a list of one. `lr_scheduler_kwargs`
+and `optim_args` are tried out before weights are loaded; what the schedule or the optimiser does not take is refused.
+
 {introduction}
 
 Values that cannot work are refused when the object is made, with a sentence that says what to change.

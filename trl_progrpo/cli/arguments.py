@@ -12,8 +12,10 @@ from typing import Any
 
 from trl import TrlParser
 
+from ..inherited import PIPELINE_TEXTS
 from ..progrpo_config import ProGRPOConfig
 from .base import CommandError, HelpFormatter, refuse_unknown_flags, user_errors
+from .config_file import Plain, to_values
 from .script_arguments import ModelArguments, ScriptArguments
 
 
@@ -218,11 +220,22 @@ def _mapping(value: str | Mapping[str, Any]) -> dict[str, Any]:
     """An entry of `datasets`: a mapping of YAML, the same as JSON, or only a path."""
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.lstrip().startswith("{") else {"path": value}
+            if not value.lstrip().startswith("{"):
+                return {"path": str(value)}
+            # As written, where a text belongs.
+            value = json.loads(
+                value,
+                parse_int=lambda text: Plain(text, int(text)),
+                parse_float=lambda text: Plain(text, float(text)),
+            )
         except json.JSONDecodeError as error:
-            raise argparse.ArgumentTypeError(f"{value!r} is no JSON ({error})") from error
+            raise argparse.ArgumentTypeError(
+                f'`datasets` holds {value!r}, which is no JSON ({error}); give it as {{"path": "prompts.txt"}}.'
+            ) from error
     if not isinstance(value, Mapping):
-        raise argparse.ArgumentTypeError(f"{value!r} is no path and no mapping with a path")
+        raise argparse.ArgumentTypeError(
+            f"`datasets` holds {value!r}, which is no path and no mapping with a path; give either, such as prompts.txt."
+        )
     return dict(value)
 
 
@@ -244,14 +257,12 @@ _FIELD_TYPES = {
 """What fields may hold, as it stands in their classes: of a text that may also be a mapping, argparse knows only the text."""
 
 
-def _is_text(action: argparse.Action) -> bool:
-    return action.type in (str, _text_or_none)
-
-
 def _checked_value(action: argparse.Action, value: Any, config_path: str) -> Any:
+    kinds = _FIELD_TYPES.get(action.dest, "")
     if value is None:
         # `key:` with nothing after it; for optional fields that is a way to say None.
-        if action.default is None or _is_text(action) or _accepts_none(action):
+        optional = "None" in kinds and action.default != DEFAULT_OUTPUT_DIR
+        if action.default is None or optional or _accepts_none(action):
             return None
         raise CommandError(f"`{action.dest}` has no value in {config_path}; give one or remove the line.")
     if action.nargs == "+":
@@ -262,36 +273,55 @@ def _checked_value(action: argparse.Action, value: Any, config_path: str) -> Any
             with user_errors(argparse.ArgumentTypeError):
                 return [_mapping(item) for item in items]
         return [_converted(action, item, config_path) for item in items]
+    if isinstance(value, dict) and "dict" in kinds:
+        return _typed_mapping(action.dest, value)
+    if isinstance(value, list) and "list" in kinds:
+        return [_converted(action, item, config_path) for item in value]
     if isinstance(value, (dict, list)):
-        if type(value).__name__ in _FIELD_TYPES.get(action.dest, ""):
-            return value
-        raise CommandError(f"`{action.dest}` is {value!r} in {config_path}; give one value.")
+        form = "a mapping" if "dict" in kinds else "one value"
+        form = "a text such as momentum=0.9,nesterov=true" if action.dest == "optim_args" else form
+        raise CommandError(f"`{action.dest}` is {value!r} in {config_path}; give {form}.")
     return _converted(action, value, config_path)
 
 
-_LISTS = {"int": "ints such as [5, 7]", "float": "floats such as [0.5, 1.0]"}
+def _typed_mapping(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping whose values have no types but those that YAML gives them, other than known texts."""
+    texts = PIPELINE_TEXTS if name == "model_init_kwargs" else ()
+    return {
+        str(key): str(item) if key in texts and isinstance(item, str) else to_values(item)
+        for key, item in value.items()
+    }
+
+
+_LISTS = {"str": "texts such as [shapes, ocr]", "int": "ints such as [5, 7]", "float": "floats such as [0.5, 1.0]"}
 
 
 def _converted(action: argparse.Action, value: Any, config_path: str) -> Any:
-    if isinstance(value, bool) and (action.choices or _is_text(action)):
-        # YAML reads a bare `no` as False, and `save_strategy: no` is what everyone writes.
+    name = getattr(action.type, "__name__", action.type)
+    is_number, is_bool = name in ("int", "float"), name == "string_to_bool"
+    given = value
+    if isinstance(value, Plain) and (is_number or is_bool or (action.choices and value not in action.choices)):
+        value = value.value
+    if isinstance(value, bool) and not (is_number or is_bool):
+        # `save_strategy: false` is what YAML makes of `no`, and what some then write.
         words = ("yes", "no") if action.choices and "no" in action.choices else ("true", "false")
         value = words[0] if value else words[1]
-    is_bool = getattr(action.type, "__name__", "") == "string_to_bool"
     try:
-        if isinstance(value, (dict, list)) or (isinstance(value, bool) and not is_bool):
-            if not action.choices:
-                raise ValueError
+        if value is None and action.default is not None:
+            raise ValueError
+        if isinstance(value, (dict, list)) or (isinstance(value, bool) and is_number):
+            raise ValueError
         converted = action.type(str(value)) if action.type is not None else value
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        name = getattr(action.type, "__name__", action.type)
         kind = "true or false" if is_bool else f"a value of type {name}"
+        if action.choices:
+            kind = f"one of {', '.join(map(str, action.choices))}"
         if action.nargs == "+" and name in _LISTS:
             kind += f", or a list of {_LISTS[name]}"
-        raise CommandError(f"`{action.dest}` is {value!r} in {config_path}; give {kind}.") from error
+        raise CommandError(f"`{action.dest}` is {given!r} in {config_path}; give {kind}.") from error
     if action.choices and converted not in action.choices:
         raise CommandError(
-            f"`{action.dest}` is {value!r} in {config_path}; use one of {', '.join(map(str, action.choices))}."
+            f"`{action.dest}` is {given!r} in {config_path}; use one of {', '.join(map(str, action.choices))}."
         )
     return converted
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import CommandError, refuse_unknown_flags
+from .config_file import to_values
 
 
 LAUNCHED = "TRL_PROGRPO_LAUNCHED"
@@ -278,9 +279,12 @@ def _as_flag(keys: Mapping[str, argparse.Action], key: str, value: Any, config_p
     name = str(key).replace("-", "_")
     if isinstance(value, (dict, list)) or value is None:
         raise CommandError(f"`{key}` is {value!r} in {config_path}; give one value.")
+    plain = to_values(value)
     if keys[name].nargs == 0:
-        return [f"--{name}"] if value else []
-    return [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+        if not isinstance(plain, bool):
+            raise CommandError(f"`{key}` is {value!r} in {config_path}; give true or false.")
+        return [f"--{name}"] if plain else []
+    return [f"--{name}", str(value).lower() if isinstance(plain, bool) else str(value)]
 
 
 def _without(flags: Sequence[str], unknown: Sequence[str]) -> list[str]:

@@ -46,10 +46,10 @@ def resolved_config(*arguments: Any) -> dict[str, Any]:
 
 def to_yaml(config: dict[str, Any]) -> str:
     """Keys in their order, lists of numbers on one line."""
-    import yaml
+    from .config_file import dump_yaml
 
     return "".join(
-        yaml.safe_dump({key: value}, allow_unicode=True, width=100, sort_keys=False, default_flow_style=flow)
+        dump_yaml({key: value}, flow)
         for key, value in config.items()
         for flow in [None if isinstance(value, list) and not any(isinstance(item, dict) for item in value) else False]
     )

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import DatasetMixtureConfig, ModelConfig
 from trl.scripts.utils import DatasetConfig
+
+from .config_file import to_values
 
 
 @dataclass
@@ -102,16 +106,7 @@ class ScriptArguments(DatasetMixtureConfig):
         self._check_test_split_size()
 
     def _check_mixture(self) -> None:
-        self.datasets = list(self.datasets or [])
-        for index, entry in enumerate(self.datasets):
-            if not isinstance(entry, Mapping):
-                continue
-            unknown = sorted(set(entry) - set(DatasetConfig.__dataclass_fields__))
-            if unknown or "path" not in entry:
-                problem = f"has the unknown key {unknown[0]!r}" if unknown else "has no `path`"
-                raise ValueError(
-                    f"`datasets` entry {index} {problem}; its keys are {', '.join(DatasetConfig.__dataclass_fields__)}."
-                )
+        self.datasets = [_checked_entry(entry, index) for index, entry in enumerate(self.datasets or [])]
 
     def _check_test_split_size(self) -> None:
         size = self.test_split_size
@@ -126,6 +121,61 @@ class ScriptArguments(DatasetMixtureConfig):
                 "`test_split_size` cannot be taken from a stream, whose length is not known; name a "
                 "`dataset_test_split`, or do not stream."
             )
+
+
+def _checked_entry(entry: Any, index: int) -> DatasetConfig:
+    """An entry of `datasets`, with values of the types that its fields have."""
+    keys = DatasetConfig.__dataclass_fields__
+    if isinstance(entry, DatasetConfig):
+        entry = vars(entry)
+    elif not isinstance(entry, Mapping):
+        raise ValueError(f"`datasets` entry {index} is {entry!r}; give a mapping with the keys {', '.join(keys)}.")
+    given = {str(key): value for key, value in entry.items() if value is not None}
+    unknown = sorted(set(given) - set(keys))
+    if unknown or "path" not in given:
+        problem = f"has the unknown key {unknown[0]!r}" if unknown else "has no `path`"
+        raise ValueError(f"`datasets` entry {index} {problem}; its keys are {', '.join(keys)}.")
+    checked = {}
+    for key, value in given.items():
+        take, wanted = _ENTRY_FIELDS.get(key, (_text, "a text"))
+        try:
+            checked[key] = take(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`{key}` in `datasets` entry {index} is {to_values(value)!r}; give {wanted}.") from error
+    return DatasetConfig(**checked)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return str(value)
+
+
+def _texts(value: Any) -> list[str]:
+    if not value or not isinstance(value, (str, list, tuple)):
+        raise TypeError
+    return [_text(item) for item in ([value] if isinstance(value, str) else value)]
+
+
+def _share(value: Any) -> float:
+    value = to_values(value)
+    if isinstance(value, bool) or not 0 <= float(value) < math.inf:
+        raise ValueError
+    return float(value)
+
+
+def _files(value: Any) -> str | list[str] | dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {_text(split): _files(files) for split, files in value.items()}
+    return _text(value) if isinstance(value, str) else _texts(value)
+
+
+_ENTRY_FIELDS = {
+    "columns": (_texts, "names of columns, e.g. [prompt]"),
+    "fraction": (_share, "a share of the mixture such as 0.9 or 3, 0 for none of it"),
+    "data_files": (_files, "the name of a file, a list of such, or a mapping from splits to them"),
+}
+"""How keys of an entry of `datasets` that are no single texts are read, and what they are called."""
 
 
 @dataclass

@@ -102,32 +102,14 @@ def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
     known, flags = parser.parse_known_args(argv)
     if known.config is None:
         return flags, {}, ""
-    import yaml
+    from .config_file import load_yaml
 
-    class Loader(yaml.SafeLoader):
-        """Of a key that comes twice, YAML silently takes the last."""
-
-        def construct_mapping(self, node, deep=False):
-            keys = [str(key.value).replace("-", "_") for key, _ in node.value]
-            again = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-            if again is not None:
-                raise CommandError(f"`{again}` comes twice in {known.config}; keep one of the lines.")
-            return super().construct_mapping(node, deep)
-
-    try:
-        config = yaml.load(Path(known.config).read_text(encoding="utf-8"), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(
-            f"`--config` {known.config!r} cannot be read ({getattr(error, 'strerror', error)}); check the path."
-        ) from error
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise CommandError(
-            f"`--config` {known.config!r}{where} is no valid YAML ({problem or error}); mend it."
-        ) from error
+    config = load_yaml(known.config)
     if not isinstance(config, dict) or not isinstance(config.get("env", {}), dict):
         raise CommandError(f"`--config` {known.config!r} must hold `key: value` lines (and `env`, if any, below it).")
+    for key, value in config.get("env", {}).items():
+        if not isinstance(value, str):
+            raise CommandError(f"`env` holds {key!r} {value!r} in {known.config}; give a text, '' for an empty one.")
     return flags, config, known.config
 
 
