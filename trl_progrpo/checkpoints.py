@@ -112,7 +112,7 @@ def checkpoint_to_resume(trainer: ProGRPOTrainer, asked: str | os.PathLike | boo
             warn_of_earlier(trainer.args.output_dir)
         return None
     with trainer.rank_watch.together():
-        folder = newest_to_resume(trainer.args, asked) if asked is True else os.fspath(asked)
+        folder = newest_to_resume(trainer.args, asked) if asked is True else os.path.expanduser(asked)
         check_checkpoint(folder, trainer.args)
         check_weights(trainer, folder)
     _check_same_step(trainer, folder)

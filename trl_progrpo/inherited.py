@@ -39,6 +39,8 @@ _MAPPINGS = {
 }
 PIPELINE_TEXTS = ("revision", "variant", "cache_dir", "mirror", "custom_pipeline", "custom_revision")
 """Keys of `model_init_kwargs` that are texts, whatever they look like."""
+_PIPELINE_PATHS = ("cache_dir", "custom_pipeline")
+"""Those that may be files or folders here."""
 
 _WATCHING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 # Of several evaluation sets, the name of one comes first.
@@ -167,6 +169,9 @@ def check_dicts(args: Any) -> None:
             raise ValueError(f"`accelerator_config` holds {name!r} {value!r}; give true or false, without quotes.")
     # As JSON the base class would make numbers of texts that look like some, such as a revision.
     args.model_init_kwargs = given["model_init_kwargs"]
+    for name in _PIPELINE_PATHS:
+        if isinstance((args.model_init_kwargs or {}).get(name), str | os.PathLike):
+            args.model_init_kwargs = {**args.model_init_kwargs, name: os.path.expanduser(args.model_init_kwargs[name])}
     for name, value in (args.model_init_kwargs or {}).items():
         if name in _DTYPE_KEYS:
             raise ValueError(

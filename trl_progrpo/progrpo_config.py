@@ -26,6 +26,12 @@ from .windows import window_steps
 _BLOCK = 2**12
 """Bytes that a disk must take to count as one that is not full, which takes an empty file all the same."""
 
+_PATHS = (
+    "output_dir", "prompt_cache_dir", "preview_decoder", "resume_from_checkpoint", "deepspeed", "fsdp_config",
+    "accelerator_config",
+)  # fmt: skip
+"""Fields that may be files or folders here."""
+
 
 @dataclass
 class ProGRPOConfig(BaseConfig):
@@ -413,9 +419,12 @@ class ProGRPOConfig(BaseConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        for name in _PATHS:
+            value = getattr(self, name)
+            if isinstance(value, str | os.PathLike):
+                setattr(self, name, os.path.expanduser(value))
         for name in ("output_dir", "prompt_cache_dir"):
             if getattr(self, name) is not None:
-                setattr(self, name, os.path.expanduser(getattr(self, name)))
                 self._check_writable(name)
         self._take_lists()
         check_numbers(self)

@@ -838,7 +838,7 @@ class ProGRPOTrainer(ShardingTrainer):
         """
         if not self.args.should_save and sharding_of(self.args) is None:
             return
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        output_dir = os.path.expanduser(output_dir if output_dir is not None else self.args.output_dir)
         is_checkpoint = os.path.basename(os.path.abspath(output_dir)).startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         os.makedirs(output_dir, exist_ok=True)
         with self._weights(adapter=True):
@@ -848,7 +848,7 @@ class ProGRPOTrainer(ShardingTrainer):
         if not self.args.should_save:
             return
         settings = json.dumps(portable_values(json.loads(self.args.to_json_string())), indent=2)
-        Path(output_dir, "training_args.json").write_text(redact(settings, [self.args.hub_token]))
+        Path(output_dir, "training_args.json").write_text(redact(settings, [self.args.hub_token]), encoding="utf-8")
         place = output_dir.replace(f"{STAGING}{os.sep}", "")
         write_model_card(self, output_dir, pictures=not is_checkpoint, place=place, **self._card_details)
 

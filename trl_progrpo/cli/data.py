@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,9 @@ BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".
 """Suffix of a local file -> builder of `datasets`."""
 
 DEFAULT_TEST_SPLIT = "test"
+
+_SAVED = ("dataset_dict.json", "state.json")
+"""Of these `save_to_disk` of a `DatasetDict` and of a `Dataset` writes one."""
 
 _NO_ROWS = ("corresponds to no data", "at least one example when writing data")
 _BROKEN_FILE = re.compile(r"Failed to (?:load|read) .*?'([^']+)' with error")
@@ -146,27 +151,39 @@ def load_source(
     import datasets
     from huggingface_hub.utils import httpx
 
-    if name == "shapes":
-        shapes = _shapes(split, split_field)
-        return shapes.to_iterable_dataset() if streaming else shapes
     path = Path(name).expanduser()
-    if path.suffix in BUILDERS and not path.exists():
+    suffix = path.suffix.lower()
+    if suffix in BUILDERS and not path.exists():
         raise CommandError(f"`{field}` is {name!r}, but there is no such file.")
     if path.is_file():
-        if path.suffix not in BUILDERS:
+        if suffix not in BUILDERS:
             raise CommandError(f"`{field}` is {name!r}, a file of unknown kind; use one of {', '.join(BUILDERS)}.")
-        name, data_files = BUILDERS[path.suffix], str(path)
+        name, data_files = BUILDERS[suffix], str(path)
     shown = data_files if path.is_file() else name
+    is_saved = any((path / file).is_file() for file in _SAVED)
+    if is_saved and (config, data_dir, data_files) != (None, None, None):
+        raise CommandError(
+            f"`{field}` {name!r} was written by `save_to_disk`, so that it has no configurations and no files to choose from; "
+            "give its splits as `split` or the `dataset_..._split` options, and nothing else."
+        )
     try:
         with _quiet_readers() as broken_files:
-            dataset = datasets.load_dataset(
-                str(path) if path.is_dir() else name,
-                config,
-                split=split,
-                streaming=streaming,
-                data_dir=data_dir,
-                data_files=data_files,
-            )
+            if name == "shapes" or is_saved:
+                dataset = _part(
+                    _shapes() if name == "shapes" else _saved(path), split, f"`{field}` {shown!r}", split_field
+                )
+                dataset = dataset.to_iterable_dataset() if streaming else dataset
+            else:
+                if path.is_dir():
+                    name, data_files = _in_folder(path / (data_dir or ""), data_files) or (str(path), data_files)
+                dataset = datasets.load_dataset(
+                    name,
+                    config,
+                    split=split,
+                    streaming=streaming,
+                    data_dir=_at_home(data_dir),
+                    data_files=_at_home(data_files),
+                )
             # A stream is opened by the first row that is asked for.
             return _with_prompts(dataset, prompt_column)
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -286,19 +303,52 @@ def _split(train: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
     return parts["train"], parts["test"]
 
 
-def _shapes(split: str, split_field: str) -> Dataset:
-    """The embedded prompts, with the slices that `datasets` knows."""
-    import datasets
-
+def _shapes() -> dict[str, Dataset]:
+    """The embedded prompts."""
     from ..tiny import load_shapes
 
-    whole = {name: load_shapes(name) for name in ("train", "test")}
+    return {name: load_shapes(name) for name in ("train", "test")}
+
+
+def _saved(folder: Path) -> dict[str, Dataset]:
+    """What `save_to_disk` wrote, by split; a data set without splits is one to train on, as a file is."""
+    import datasets
+
+    saved = datasets.load_from_disk(str(folder))
+    saved = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    # Of what the user has set for a network of his own, such as tensors for text.
+    return {str(name): dataset.with_format(None) for name, dataset in saved.items()}
+
+
+def _in_folder(folder: Path, data_files: Any) -> tuple[str, dict[str, list[str]]] | None:
+    """Builder and files of a folder with endings in capitals, which `datasets` takes for none that it knows."""
+    from datasets.data_files import DataFilesDict, get_data_patterns
+
+    endings = Counter(file.suffix for file in folder.rglob("*") if file.suffix.lower() in BUILDERS)
+    if data_files is not None or all(ending in BUILDERS for ending in endings):
+        return None
+    builder = BUILDERS[endings.most_common(1)[0][0].lower()]
+    found = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
+    return builder, {
+        split: [file for file in files if BUILDERS.get(Path(file).suffix.lower()) == builder]
+        for split, files in found.items()
+    }
+
+
+def _part(whole: dict[str, Dataset], split: str, source: str, split_field: str) -> Dataset:
+    """A split, a slice of one, or a sum of such, as `datasets` writes them."""
+    import datasets
+
+    if split in whole:
+        return whole[split]
     try:
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(
             {name: len(data) for name, data in whole.items()}
         )
     except (ValueError, AssertionError) as error:
-        raise NoSuchSplit(f"`{split_field}` is {split!r}; use train, test, or a slice such as train[:90%].") from error
+        raise NoSuchSplit(
+            f"`{split_field}` is {split!r}; use {', '.join(whole)}, or a slice such as {next(iter(whole))}[:90%], of {source}."
+        ) from error
     return datasets.concatenate_datasets([whole[p.splitname].select(range(p.from_, p.to)) for p in parts])
 
 
@@ -318,6 +368,15 @@ def _with_prompts(dataset: Dataset | IterableDataset, prompt_column: str) -> Dat
             flags = (flag for part in blank for flag in part.to_pylist())
             dataset = dataset.select([index for index, flag in enumerate(flags) if not flag])
     return dataset if prompt_column == "text" else dataset.rename_column("text", prompt_column)
+
+
+def _at_home(files: Any) -> Any:
+    """Paths, however nested they are given, with the home folder in place of `~`."""
+    if isinstance(files, dict):
+        return {split: _at_home(entry) for split, entry in files.items()}
+    if isinstance(files, (list, tuple)):
+        return [_at_home(entry) for entry in files]
+    return os.path.expanduser(files) if isinstance(files, str) else files
 
 
 def _columns(dataset: Dataset | IterableDataset) -> list[str]:

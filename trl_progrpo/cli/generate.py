@@ -29,13 +29,14 @@ def add_model_arguments(parser: CommandParser, required: bool) -> None:
     """Which model, which adapter, and how to sample."""
     group = parser.add_argument_group("model and sampling")
     group.add_argument(
-        "--model_name_or_path", required=required, metavar="MODEL",
+        "--model_name_or_path", required=required, type=os.path.expanduser, metavar="MODEL",
         help="'shapes' (embedded), a diffusers pipeline's folder, or its name on the Hub",
     )  # fmt: skip
     group.add_argument("--model_revision", default="main", metavar="REVISION", help="branch, tag or commit on the Hub")
     group.add_argument(
-        "--adapter", metavar="LORA", help="folder, file or Hub name of LoRA weights; without it only the base is drawn"
-    )
+        "--adapter", type=os.path.expanduser, metavar="LORA",
+        help="folder, file or Hub name of LoRA weights; without it only the base is drawn",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=0, help="prompt number i is drawn with seed + i")
     group.add_argument("--num_inference_steps", type=int, default=10, metavar="STEPS", help="denoising steps")
     group.add_argument(

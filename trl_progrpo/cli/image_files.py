@@ -60,7 +60,7 @@ def images_of(path: str, prompt_column: str = "prompt", prompt: str | None = Non
     if source.is_dir():
         listed = source / "metadata.jsonl"
         rows = _rows(listed) if listed.is_file() else _folder_rows(source, prompt_column)
-    elif source.is_file() and source.suffix == ".jsonl":
+    elif source.is_file() and source.suffix.lower() == ".jsonl":
         rows = _rows(source)
     elif source.is_file():
         rows = iter([_file_row(source, prompt_column)])

@@ -22,6 +22,12 @@ LAUNCHED = "TRL_PROGRPO_LAUNCHED"
 
 _OURS = {"training_script", "module", "no_python", "help"}
 
+_PATHS = {
+    "config_file", "log_dir", "deepspeed_config_file", "deepspeed_hostfile", "mpirun_hostfile", "offload_optimizer_nvme_path",
+    "offload_param_nvme_path",
+}  # fmt: skip
+"""Options of the launcher that are files or folders here."""
+
 
 def split_launch(
     parser: argparse.ArgumentParser, flags: Sequence[str], config: Mapping[str, Any], config_path: str
@@ -79,6 +85,9 @@ def launch_arguments(launch: Sequence[str], training: Sequence[str], use_cpu: bo
         raise CommandError(f"{message}; see `accelerate launch --help`.")
 
     parser.error = refuse
+    for action in parser._actions:
+        if action.dest in _PATHS:
+            action.type = os.path.expanduser
     arguments = parser.parse_args([*_named_config(launch), "--module", "trl_progrpo.cli", *training])
     if arguments.training_script != "trl_progrpo.cli":
         raise CommandError(f"unexpected argument {arguments.training_script!r}; values follow a flag.")
@@ -207,7 +216,7 @@ def launch_options() -> dict[str, argparse.Action]:
 def _named_config(launch: Sequence[str]) -> list[str]:
     """`--accelerate_config NAME` as `--config_file FILE`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--accelerate_config", "--accelerate-config")
+    parser.add_argument("--accelerate_config", "--accelerate-config", type=os.path.expanduser)
     try:
         known, rest = parser.parse_known_args(list(launch))
     except argparse.ArgumentError as error:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..words import counted
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 ROWS = 8
 """Rows of the training data that are looked at."""
+
+_OUTPUT_SUFFIXES = (".yaml", ".yml", "")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -281,6 +284,8 @@ def _check(options: argparse.Namespace, args: ProGRPOConfig) -> None:
             "standard error over groups."
         )
     if options.output is not None:
+        if Path(options.output).suffix.lower() not in _OUTPUT_SUFFIXES:
+            raise CommandError(f"`--output` is {options.output!r}, but a YAML file is written; let it end with .yaml.")
         check_writable("--output", options.output)
     started = options.calibration_expansions
     if started is not None and started < args.num_expansions:

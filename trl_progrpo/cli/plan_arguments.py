@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from .arguments import TrainParser
 
 
@@ -53,5 +55,9 @@ class PlanParser(TrainParser):
         group.add_argument(
             "--objective", choices=["signal", "spread"], help="What a second is to give most of; signal if unset."
         )
-        group.add_argument("--output", help="The YAML file with the proposal; planned.yaml in output_dir if unset.")
+        group.add_argument(
+            "--output",
+            type=os.path.expanduser,
+            help="The YAML file with the proposal; planned.yaml in output_dir if unset.",
+        )
         self._action_groups.insert(0, self._action_groups.pop())

@@ -101,7 +101,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--port", type=int, default=8000, metavar="PORT", help="0 takes a free one and prints it")
     parser.add_argument(
-        "--token_file", metavar="FILE",
+        "--token_file", type=os.path.expanduser, metavar="FILE",
         help="file with the bearer token that clients must send; without it, the environment variable "
         "TRL_PROGRPO_REWARD_TOKEN, if set",
     )  # fmt: skip

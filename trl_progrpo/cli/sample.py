@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _parser() -> CommandParser:
         description="Draw a grid of images: the base model above, the same prompts and seeds with the adapter below.",
     )
     parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="one image each; 'shapes' has prompts of its own")
-    parser.add_argument("--output", default="grid.png", metavar="FILE", help="PNG to write")
+    parser.add_argument("--output", type=os.path.expanduser, default="grid.png", metavar="FILE", help="PNG to write")
     add_model_arguments(parser, required=True)
     return parser
 

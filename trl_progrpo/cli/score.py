@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -166,7 +167,9 @@ def _parser() -> CommandParser:
         help="several rewards, as in a training's configuration",
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON per image instead of tables")
-    parser.add_argument("--output", metavar="FILE", help=".jsonl file to write, one line per image")
+    parser.add_argument(
+        "--output", type=os.path.expanduser, metavar="FILE", help=".jsonl file to write, one line per image"
+    )
     given = parser.add_argument_group("images that are there")
     given.add_argument(
         "images", nargs="*", metavar="IMAGE",
@@ -183,7 +186,9 @@ def _parser() -> CommandParser:
     data.add_argument(
         "--eval_samples", type=int, default=64, metavar="N", help="prompts to draw; 0 for all of the split"
     )
-    data.add_argument("--save_images", metavar="DIR", help="folder to keep the drawn images in")
+    data.add_argument(
+        "--save_images", type=os.path.expanduser, metavar="DIR", help="folder to keep the drawn images in"
+    )
     add_model_arguments(parser, required=False)
     return parser
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,6 +233,7 @@ class ModelArguments(ModelConfig):
             raise ValueError(
                 "`model_name_or_path` is not set; give 'shapes', a diffusers pipeline's folder, or its name on the Hub."
             )
+        self.model_name_or_path = os.path.expanduser(self.model_name_or_path)
         if not self.use_peft:
             return
         for name in ("lora_r", "lora_alpha"):

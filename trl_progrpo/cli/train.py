@@ -98,7 +98,7 @@ def read_config(argv: Sequence[str]) -> tuple[list[str], dict[str, Any], str]:
         CommandError: if the file is missing or no YAML mapping.
     """
     parser = CommandParser(prog="trl-progrpo train", add_help=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", type=os.path.expanduser)
     known, flags = parser.parse_known_args(argv)
     if known.config is None:
         return flags, {}, ""

@@ -24,8 +24,8 @@ EMBEDDED = {"shapes": model_path}
 
 
 def by_name(model: str | os.PathLike | DiffusionPipeline) -> str | DiffusionPipeline:
-    """A model as it was given, but for paths, which become their text."""
-    return os.fspath(model) if isinstance(model, os.PathLike) else model
+    """A model as it was given, but for paths, which become their text, with the home folder in place of `~`."""
+    return os.path.expanduser(model) if isinstance(model, str | os.PathLike) else model
 
 
 def _resolve(model: str) -> str:

@@ -104,7 +104,9 @@ def _config(path: str | None) -> str | None:
     """The keys of a YAML file; `None` if there is no such file, for it may be another program's `--config`."""
     # As nodes, which are written as they were read: `no` stays `no`, and `1e-4` and `1.10` what they are.
     try:
-        config = yaml.compose(Path(path).read_text(encoding="utf-8-sig"), yaml.SafeLoader) if path else None
+        config = (
+            yaml.compose(Path(path).expanduser().read_text(encoding="utf-8-sig"), yaml.SafeLoader) if path else None
+        )
         if not isinstance(config, yaml.MappingNode):
             return None
         _make_portable(config)

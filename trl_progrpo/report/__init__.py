@@ -11,6 +11,8 @@ from .run_folder import read_run
 
 __all__ = ["read_run", "write_report"]
 
+_SUFFIXES = (".html", ".htm", "")
+
 
 def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """
@@ -28,8 +30,14 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         `Path`: the file.
 
     Raises:
-        ValueError: if `folder` is no run's, a file in it is broken, or `output` cannot be written.
+        ValueError: if `folder` is no run's, a file in it is broken, or `output` is of another format or cannot be written.
     """
+    path = Path(output).expanduser() if output is not None else None
+    if path is not None and path.suffix.lower() not in _SUFFIXES:
+        raise ValueError(
+            f"the report cannot be written to {str(path)!r}, for it is a page of HTML; let its name end with .html (a browser "
+            "opens it, and prints it as PDF)."
+        )
     # First of all: a wrong folder is told at once, and what follows takes seconds to import.
     run = read_run(folder)
     from jinja2 import Environment
@@ -44,7 +52,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     environment.filters["drawing"] = Markup
     template = files("trl_progrpo").joinpath("templates/report.html").read_text(encoding="utf-8")
     page = redact(environment.from_string(template).render(context(run)))
-    path = Path(output).expanduser() if output is not None else run.path / "report.html"
+    path = run.path / "report.html" if path is None else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")

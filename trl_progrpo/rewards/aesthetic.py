@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch.nn import Dropout, Linear
 
@@ -43,7 +45,7 @@ class Aesthetic(LearnedReward):
         **kwargs,
     ):
         super().__init__(model, **kwargs)
-        self.head = head
+        self.head = os.path.expanduser(head)
         self.head_file = head_file
         self.head_revision = head_revision
 

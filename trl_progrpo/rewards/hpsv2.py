@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 
@@ -48,7 +49,7 @@ class HPSv2(LearnedReward):
     ):
         super().__init__(model, **kwargs)
         self.model_file = model_file
-        self.processor = processor
+        self.processor = os.path.expanduser(processor)
         self.processor_revision = processor_revision
 
     def _load(self):

@@ -63,7 +63,7 @@ class LearnedReward:
         dtype: str | torch.dtype = "float32",
         batch_size: int = 32,
     ):
-        self.model = os.fspath(model)
+        self.model = os.path.expanduser(model)
         self.revision = revision
         self.device = device
         self.dtype = checked_dtype(dtype, f"reward `{self.__name__}`")

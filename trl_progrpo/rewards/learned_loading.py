@@ -152,7 +152,7 @@ def load_weights_file(
         with explained(reward, f"{name}/{filename}"):
             path = hf_hub_download(name, filename, revision=revision_of(name, revision))
     with explained(reward, path):
-        if path.endswith(".safetensors"):
+        if path.lower().endswith(".safetensors"):
             from safetensors.torch import load_file
 
             return path, load_file(path)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from .base import REWARDS
@@ -41,7 +43,7 @@ class PickScore(LearnedReward):
         **kwargs,
     ):
         super().__init__(model, **kwargs)
-        self.processor = processor
+        self.processor = os.path.expanduser(processor)
         self.processor_revision = processor_revision
 
     def _load(self):

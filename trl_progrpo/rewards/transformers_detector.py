@@ -70,7 +70,7 @@ class TransformersDetector:
                 raise ValueError(f"`{name}` of the detector is {value!r}; use a number from 0 to 1.")
         if "{}" not in template:
             raise ValueError(f"`template` of the detector is {template!r}; put {{}} where the class goes.")
-        self.model = os.fspath(model)
+        self.model = os.path.expanduser(model)
         self.revision = revision
         self.threshold = threshold
         self.max_overlap = max_overlap
