@@ -97,7 +97,8 @@ def ddim_schedule(scheduler: DDIMScheduler, num_inference_steps: int) -> Schedul
         fitting = max(n for n in range(1, num_inference_steps) if (n - 1) * (trained // n) + offset < trained)
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}, and with `steps_offset` {offset} of the scheduler its first "
-            f"timestep is {timesteps[0]}, but the model was trained on 0 to {trained - 1}; use {fitting}."
+            f"timestep is {timesteps[0]}, but the model was trained on 0 to {trained - 1}; use {fitting} (in "
+            "evaluation as `eval_num_inference_steps`)."
         )
     reached = timesteps - trained // num_inference_steps
     if not torch.equal(reached[:-1], timesteps[1:]):
@@ -106,7 +107,8 @@ def ddim_schedule(scheduler: DDIMScheduler, num_inference_steps: int) -> Schedul
         above = min(n for n in fitting if n > num_inference_steps)
         raise ValueError(
             f"`num_inference_steps` is {num_inference_steps}, but with {scheduler.config.timestep_spacing!r} timestep "
-            f"spacing the steps of DDIM meet only if their number divides {trained}; use {below} or {above}."
+            f"spacing the steps of DDIM meet only if their number divides {trained}; use {below} or {above} (in evaluation as "
+            "`eval_num_inference_steps`)."
         )
     table = scheduler.alphas_cumprod.cpu()
     final = scheduler.final_alpha_cumprod.cpu() if reached[-1] < 0 else table[reached[-1]]
