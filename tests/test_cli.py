@@ -284,8 +284,10 @@ class FakeTrainer:
     _make_policy = staticmethod(ProGRPOTrainer._make_policy)
 
     def __init__(self, model, reward_funcs, args, train_dataset, eval_dataset, peft_config, **more):
+        from trl_progrpo.evaluation import PairedGains
         from trl_progrpo.rewards import RewardRunner
 
+        self.eval_dataset, self.paired_gains = eval_dataset, PairedGains()
         self.args, self.calls, self.peft_config = args, [], peft_config
         self.reward_runner, self.rank_watch = RewardRunner(reward_funcs), RankWatch()
         self.state = SimpleNamespace(log_history=[], global_step=0)
@@ -452,6 +454,19 @@ class TestSummary:
         assert "adapter  out/a.safetensors" in text
         assert "\n" + "x" * 120 + "\n" in text, "code must not be wrapped"
         assert all(len(line) <= 80 for line in text.splitlines() if "xxx" not in line)
+
+    @pytest.mark.parametrize("width", [40, 60, 80])
+    def test_no_number_is_cut_off_by_a_long_name(self, width):
+        name = "jpeg_incompressibility (a_second_evaluation_set)"
+        metrics = {"eval_num_prompts": 4, f"eval_rewards/{name}/mean": -110.5, f"eval_rewards/{name}/stderr": 10.25}
+        history = [{"step": 0, **metrics}, {"step": 1, **metrics}]
+        stream = io.StringIO()
+        self.printed(history, console=Console(file=stream, width=width, highlight=False))
+        text = stream.getvalue()
+        assert "…" not in text
+        assert text.count("-110.5") == 2
+        table = text[text.index("reward ") : text.index("Files")]
+        assert re.sub(r"\W", "", "".join(line[:12] for line in table.splitlines())).count("jpeg") == 1
 
     def test_without_a_measurement_before(self):
         text = self.printed([{"step": 4, "eval_reward": 0.9, "eval_rewards/a/mean": 0.9, "eval_num_prompts": 1}])

@@ -100,6 +100,15 @@ class TestOutput:
         assert config["prune_sizes"] == [24, 12]
         assert not list((tmp_path / "out").iterdir()), "nothing is trained or written"
 
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [((), "5,760 rows (3.0 times plain GRPO, 75% of no pruning)"),
+         (("--prune_steps", "none", "--prune_sizes", "none"), "7,680 rows (4.0 times plain GRPO, 100% of no pruning)")],
+    )  # fmt: skip
+    def test_what_pruning_saves_is_told_beside_what_expanding_costs(self, capsys, tmp_path, flags, expected):
+        assert main(["train", "--config", str(DEMO), "--output_dir", str(tmp_path / "out"), *flags, "--dry_run"]) == 0
+        assert expected in capsys.readouterr().out
+
     def test_what_is_switched_off_stays_so(self, capsys, tmp_path):
         off = ["--dataset_test_split", "none", "--adv_clip_max", "none", "--eval_strategy", "no"]
         said, config, out = printed(capsys, *SHAPES, *BATCH, "--output_dir", str(tmp_path / "out"), *off)

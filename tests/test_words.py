@@ -19,7 +19,8 @@ def test_numbers_are_short(value, sign, text):
 
 @pytest.mark.parametrize(
     ("value", "error", "text"),
-    [(0.5, 0.125, "+0.500 ± 0.125"), (0.000938, 0.003, "+0.001 ± 0.003"), (0.0002, 0.0001, "+0.0002 ± 0.0001"),
+    [(0.5, 0.125, "+0.500 ± 0.125"), (0.000938, 0.003, "+0.001 ± 0.003"), (-0.0002, 0.003, "+0.000 ± 0.003"),
+     (0.0002, 0.0001, "+0.0002 ± 0.0001"),
      (0.5, math.nan, "+0.500"), (0.5, None, "+0.500"), (None, 0.1, "–"), (math.nan, 0.1, "–")],
 )  # fmt: skip
 def test_an_error_only_where_there_is_one(value, error, text):

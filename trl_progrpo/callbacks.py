@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .words import number, with_error
+from .words import no_finer_than, number, with_error
 
 
 class ProGRPOProgressCallback(TrainerCallback):
@@ -172,7 +172,8 @@ class ProGRPOProgressCallback(TrainerCallback):
     def _reward_text(self) -> str:
         if self.reward is None:
             return ""
-        return f"reward {number(self.reward)} ({number(self.reward - self.first_reward, '+')})"
+        change = no_finer_than(self.reward, self.reward - self.first_reward)
+        return f"reward {number(self.reward)} ({number(change, '+')})"
 
     def _plain_line(self, state, logs: Mapping[str, Any]) -> str:
         parts = [f"step {state.global_step}/{state.max_steps}"]

@@ -48,9 +48,13 @@ def change_in_words(before: Sequence[float], after: Sequence[float]) -> str:
     )
 
 
+def no_finer_than(beside: float, value: float) -> float:
+    """Return `value` without digits that [`number`] does not show of what it stands beside."""
+    return round(value, 3) + 0.0 if abs(beside) >= 0.001 else value
+
+
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:
     """Return `value ± error` with no more digits than the error has, and without the error where there is none."""
     if value is None or error is None or math.isnan(value) or math.isnan(error):
         return number(value, sign)
-    small = abs(value) < 0.001 <= error < 1000
-    return f"{f'{value:{sign}.3f}' if small else number(value, sign)} ± {number(error)}"
+    return f"{number(no_finer_than(error, value), sign)} ± {number(error)}"

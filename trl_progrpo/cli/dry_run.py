@@ -208,6 +208,10 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
     geometry = args.geometry(processes)
     prompts = geometry.groups_per_process
     unpruned = args.num_expansions * args.num_inference_steps * prompts * counting[-1]
+    plain = args.num_generations * args.num_inference_steps * prompts * counting[-1]
+    compared = f"{work.nfe / plain:.1f} times plain GRPO"
+    if args.num_expansions > args.num_generations:
+        compared += f", {work.nfe / unpruned:.0%} of no pruning"
     checkpoints = [f"after step {step}" for step in args.prune_steps or []]
     if schedule.selects_on_finished:
         checkpoints.append("on the final rewards")
@@ -221,7 +225,7 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
         ("steps", f"{args.num_inference_steps}, {len(trained_steps)} of them trained"),
         ("policy", f"{policy!r}"),
         ("images started", f"{started}, finished {in_figures(work.decodes)}, trained on {trained:,}"),
-        ("network evaluations", f"{counted(work.nfe, 'row')} ({work.nfe / unpruned:.0%} of no pruning)"),
+        ("network evaluations", f"{counted(work.nfe, 'row')} ({compared})"),
         ("images decoded", f"{in_figures(work.decodes)}, and {counted(work.preview_decodes, 'preview')}"),
         ("reward calls", counted(work.reward_calls, "image")),
         ("update", update),
@@ -243,7 +247,7 @@ def _schedule(args, processes: int, counting: tuple, policy, trained_steps: tupl
         lines.insert(2, ("audits", f"{groups:g} of these prompts on average are finished unpruned too, counted below"))
     if args.rollout_waves > 1:
         lines.insert(2, ("waves", f"{args.rollout_waves}: one is rewarded while the next is denoised"))
-    return {f"one rollout, on each of {processes} process{'es' if processes > 1 else ''}": lines}
+    return {f"one rollout, on {'one process' if processes == 1 else f'each of {processes} processes'}": lines}
 
 
 def _whole_run(args, processes: int, counting: tuple, num_prompts: int | None) -> dict[str, Lines]:

@@ -133,7 +133,8 @@ def make_table(title: str, note: str, first: str, *columns: str) -> Table:
     )  # fmt: skip
     # Titles wrap at the table's width otherwise.
     table.min_width = len(title) + len(note) + 2
-    table.add_column(first, no_wrap=True)
+    # Of a narrow terminal the names give way, by breaking, and never a number.
+    table.add_column(first, overflow="fold", min_width=8)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
     return table
