@@ -39,7 +39,8 @@ def test_of_several_gpus_one_process_takes_one(tmp_path):
      ({"sde_window": "fixed", "sde_window_interval": 3}, "sliding"),
      ({"ema_update_interval": 3}, "ema_decay"), ({"eval_use_ema": False}, "ema_decay"),
      ({"preview_downscale": 2}, "prune_steps"), ({"pruning_rule": "top_k"}, "num_expansions"),
-     ({"prune_schedule_interval": 3}, "prune_schedule")],
+     ({"prune_schedule_interval": 3}, "prune_schedule"), ({"prune_schedule_groups": 3}, "prune_schedule"),
+     ({"preview_decoder": "taesd"}, "prune_steps"), ({"preview_batch_size": 2}, "prune_steps")],
 )  # fmt: skip
 def test_what_does_nothing_is_told(tmp_path, recwarn, change, needs):
     ProGRPOConfig(output_dir=str(tmp_path), use_cpu=True)

@@ -420,7 +420,7 @@ class TestCommand:
         alts = [image["alt"] for image in page.all("img")]
         assert sum(alt.endswith("before training") for alt in alts) == 2
         assert sum(alt.startswith("pruned") for alt in alts) == 4
-        assert "A LoRA adapter for shapes, trained on shapes for 1 optimiser steps" in page.text
+        assert "A LoRA adapter for shapes, trained on shapes for 1 optimiser step with" in page.text
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -413,7 +413,7 @@ def _draw_evaluation(axis, series, label: str, colour: str, marker: str) -> None
     steps, values, errors = series
     errors = [0.0 if math.isnan(error) else error for error in errors]
     axis.errorbar(
-        steps, values, yerr=errors if any(errors) else None, color=colour, marker=marker, markersize=6, linestyle="none",
+        steps, values, yerr=errors if any(errors) else None, color=colour, marker=marker, markersize=4.5, linestyle="none",
         elinewidth=1.6, capsize=3, label=f"{label} ± standard error",
     )  # fmt: skip
 
@@ -460,13 +460,13 @@ def _legend_below(figure, axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if handles:
         width = figure.get_figwidth()
-        labels = [_wrapped(label, width, beside=8) for label in labels]
+        labels = [_wrapped(label, width, beside=6) for label in labels]
         longest = max(len(line) for label in labels for line in label.split("\n"))
-        columns = max(1, int(width * _CHARACTERS / (longest + 8)))
+        columns = max(1, int(width * _CHARACTERS / (longest + 6)))
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns, 4))
 
 
-_CHARACTERS = 11
+_CHARACTERS = 12
 """Of our font and size to an inch."""
 
 
