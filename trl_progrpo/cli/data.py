@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from .script_arguments import ScriptArguments
 
 
-BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+BUILDERS = {
+    ".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+}  # fmt: skip
 """Suffix of a local file -> builder of `datasets`."""
 
 DEFAULT_TEST_SPLIT = "test"
@@ -151,6 +153,8 @@ def load_source(
     import datasets
     from huggingface_hub.utils import httpx
 
+    from .prompt_files import load_files
+
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
     if suffix in BUILDERS and not path.exists():
@@ -176,10 +180,11 @@ def load_source(
             else:
                 if path.is_dir():
                     name, data_files = _in_folder(path / (data_dir or ""), data_files) or (str(path), data_files)
-                dataset = datasets.load_dataset(
+                dataset = load_files(
                     name,
                     config,
                     split=split,
+                    prompt_column=prompt_column,
                     streaming=streaming,
                     data_dir=_at_home(data_dir),
                     data_files=_at_home(data_files),

@@ -136,7 +136,7 @@ def _token_source(file: str | None, variable: str) -> tuple[str, str]:
     if file is None:
         return os.environ.get(variable, ""), f"the environment variable {variable}"
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(
             f"`--token_file` {file!r} cannot be read ({type(error).__name__}); give a file with the token."

@@ -21,7 +21,7 @@ class ScriptArguments(DatasetMixtureConfig):
     Data and rewards of `trl-progrpo train`, with the names of TRL's `ScriptArguments` and `DatasetMixtureConfig`.
 
     Args:
-        dataset_name (`str`, *optional*): `"shapes"`, a .txt, .json, .jsonl, .csv or .parquet file, a folder of such, or a
+        dataset_name (`str`, *optional*): `"shapes"`, a .txt, .json, .jsonl, .csv, .tsv or .parquet file, a folder of such, or a
             dataset on the Hub.
         dataset_config (`str`, *optional*): name of the dataset's configuration.
         dataset_train_split (`str`, *optional*, defaults to `"train"`): prompts to train on; slices such as
@@ -49,7 +49,7 @@ class ScriptArguments(DatasetMixtureConfig):
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "'shapes', a .txt/.json/.jsonl/.csv/.parquet file, a folder, or a dataset on the Hub."},
+        metadata={"help": "'shapes', a .txt/.json/.jsonl/.csv/.tsv/.parquet file, a folder, or a dataset on the Hub."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     dataset_train_split: str = field(

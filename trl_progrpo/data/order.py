@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, Sampler
 
@@ -136,8 +137,30 @@ class RolloutStream(IterableDataset):
         for epoch in count():
             self.stream.set_epoch(epoch)
             passed = 0
-            for row in self.stream:
+            for row in self._read():
                 check_prompt(row.get(self.prompt_column), "`train_dataset` holds a row that", self.prompt_column)
                 passed += 1
                 yield row
             check_size(passed, self.prompts_per_rollout)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        rows = iter(self.stream)
+        for passed in count():
+            try:
+                row = next(rows, None)
+            # What readers of all kinds of files raise; a connection that breaks off is told by itself.
+            except (ValueError, TypeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+                empty = [name for name, kind in (self.stream.features or {}).items() if "'null'" in repr(kind)]
+                why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+                late = (
+                    f" (column {', '.join(map(repr, empty))} has no value at the beginning of the data)"
+                    if empty
+                    else ""
+                )
+                raise ValueError(
+                    f"`train_dataset` cannot be read beyond row {passed} of this pass: {why}{late}; give every column values of "
+                    "one type, and one in the first rows, or do not stream."
+                ) from error
+            if row is None:
+                return
+            yield row
