@@ -33,7 +33,7 @@ def read(base, latents, kind, folder=None, **kwargs):
     if kind == "lora":
         pipeline.load_lora_weights(folder, **kwargs)
         [config] = pipeline.transformer.peft_config.values()
-        assert (config.r, config.lora_alpha) == (4, 8), "r or alpha is lost"
+        assert (config.r, config.lora_alpha) == (4, 4), "r is lost, or the scale is not folded in"
     elif kind == "full":
         pipeline.transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
     return pipeline(
@@ -129,7 +129,8 @@ def test_the_file_has_diffusers_layout_and_carries_its_config(results):
         names, metadata = list(file.keys()), file.metadata()
     assert all(name.startswith("transformer.") and ".lora_" in name for name in names)
     config = json.loads(metadata["lora_adapter_metadata"])
-    assert (config["transformer.r"], config["transformer.lora_alpha"]) == (4, 8)
+    assert (config["transformer.r"], config["transformer.lora_alpha"]) == (4, 4)
+    assert json.loads(metadata["trl_progrpo.lora_config"])["lora_alpha"] == 8
     assert config["transformer.base_model_name_or_path"] is None, "made in memory"
 
 

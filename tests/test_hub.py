@@ -57,7 +57,7 @@ class TestCommandLine:
     def test_stock_diffusers_makes_the_pictures_of_the_card(self, hub_world):
         """By the repository's name alone, though the weights before averaging lie beside those that are meant."""
         files, read = hub_world.hub.files("user/shapes-lora"), hub_world.read["shapes"]
-        assert read["lora"] == [(32, 64, None)]
+        assert read["lora"] == [(32, 32, None)]
         for index, image in enumerate(read["images"]):
             shown = levels(files[f"images/after_{index}.png"])[:, ::8, ::8]
             assert ((image * 255).round() - shown).abs().max() <= 1
@@ -158,7 +158,7 @@ class TestInterface:
         assert (header["license"], header["license_name"]) == ("other", "makers-licence")
         assert header["license_link"] == "https://huggingface.co/maker/base/blob/main/LICENSE.md"
         assert "template:sd-lora" in header["tags"]
-        assert hub_world.read["checkpoints"]["lora"] == [(4, 8, "maker/base")]
+        assert hub_world.read["checkpoints"]["lora"] == [(4, 4, "maker/base")]
 
     def test_a_run_goes_on_from_a_checkpoint_on_the_hub(
         self, hub_world, make_trainer, pipeline_path, adapter_of, tmp_path

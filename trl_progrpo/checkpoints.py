@@ -170,7 +170,8 @@ def save_weights(trainer: ProGRPOTrainer, folder: str, raw: bool = False, whole:
     """
     if trainer.use_adapter:
         weight_name = RAW_ADAPTER_FILE if raw else ADAPTER_FILE
-        save_adapter(trainer.family, folder, weight_name, name_on_hub(trainer.model_name), trainer.args.should_save)
+        keep, base = trainer.args.should_save, name_on_hub(trainer.model_name)
+        save_adapter(trainer.family, folder, weight_name, base, keep, to_resume=not whole)
         return
     with whole_denoiser(trainer.family, trainer.args.should_save):
         if trainer.args.should_save:

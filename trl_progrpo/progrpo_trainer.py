@@ -85,7 +85,14 @@ from .sharding_checks import check_sharding, sharding_of
 from .spread import Spread
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
-from .trainer_checks import check_objects, check_optimizer, check_pipeline
+from .trainer_checks import (
+    check_gradients,
+    check_objects,
+    check_optimizer,
+    check_pipeline,
+    check_trained,
+    unwrap_compiled,
+)
 from .types import Rollout, to_device
 
 
@@ -195,6 +202,7 @@ class ProGRPOTrainer(ShardingTrainer):
         set_seed(args.seed)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         pipeline = load_pipeline(model, torch.float32 if peft_config is None else dtype, **init_kwargs)
+        unwrap_compiled(pipeline, family.denoiser_name)
         self.model_name = model if isinstance(model, str) else pipeline.name_or_path
         self.family = family(
             pipeline,
@@ -204,7 +212,7 @@ class ProGRPOTrainer(ShardingTrainer):
             max_sequence_length=args.max_sequence_length,
         )
         if not isinstance(model, str):
-            check_pipeline(pipeline, self.family.denoiser, peft_config is None)
+            check_pipeline(pipeline, self.family, peft_config is None)
         self.reference_denoiser = self._prepare_denoiser(args, peft_config)
         check_optimizer(optimizers[0], self.family.denoiser)
         dress_for_the_loop(self.family.denoiser)
@@ -217,6 +225,7 @@ class ProGRPOTrainer(ShardingTrainer):
         self._audit_watch = AuditWatch()
         self._hacking_watch, self.paired_gains = HackingWatch(self.reward_runner.names), PairedGains()
         self._micro_steps_since_update = 0
+        self._gradients_checked = False
         self.card_pictures = CardPictures(self)
         # Now, as a config file may hold something else by the time a card is written.
         self.command = started_with()
@@ -467,6 +476,7 @@ class ProGRPOTrainer(ShardingTrainer):
         return divmod(done, self.args.micro_steps_per_rollout)
 
     def _rollout(self, inputs: dict[str, list[Any]], rollout_index: int) -> None:
+        check_trained(self.family, self.model, self.use_adapter)
         rank, stochastic = self.accelerator.process_index, self.stochastic_steps
         slots = self.geometry.slots(rank)
         prompts, columns = self._split_columns(inputs)
@@ -570,6 +580,9 @@ class ProGRPOTrainer(ShardingTrainer):
         self._micro_steps_since_update += 1
         if self._micro_steps_since_update == self.args.gradient_accumulation_steps:
             self._micro_steps_since_update = 0
+            if not self._gradients_checked:
+                check_gradients(self.family, sharding_of(self.args))
+                self._gradients_checked = True
         return total
 
     def _step_weights(self, rows: Rollout) -> list[float]:
@@ -844,7 +857,7 @@ class ProGRPOTrainer(ShardingTrainer):
         with self._weights(adapter=True):
             save_weights(self, output_dir, whole=not is_checkpoint)
         if self.ema is not None:
-            save_weights(self, output_dir, raw=True)
+            save_weights(self, output_dir, raw=True, whole=not is_checkpoint)
         if not self.args.should_save:
             return
         settings = json.dumps(portable_values(json.loads(self.args.to_json_string())), indent=2)
@@ -949,6 +962,7 @@ class ProGRPOTrainer(ShardingTrainer):
         Raises:
             ValueError: if there is no such checkpoint, or it is damaged.
         """
+        check_trained(self.family, self.model, self.use_adapter)
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         # Nothing of an earlier run of this object: its rollouts have the same indices.
         self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, resume_from_checkpoint

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
-from .adapters import check_lora_config
+from .adapters import MERGE, check_lora_config
+from .families.base import Family
 from .progrpo_config import ProGRPOConfig
 
 
@@ -31,20 +35,52 @@ def check_objects(args: Any, peft_config: Any) -> None:
     check_lora_config(peft_config)
 
 
-def check_pipeline(pipeline: DiffusionPipeline, denoiser: torch.nn.Module, all_weights: bool) -> None:
+def unwrap_compiled(pipeline: DiffusionPipeline, denoiser_name: str) -> None:
     """
+    Take the wrappers of `torch.compile(...)` off the denoiser and its layers, in place, with a warning: they change the names
+    of all weights, and an adapter saved under those fits no other pipeline.
+    """
+    denoiser, found = getattr(pipeline, denoiser_name), False
+    if is_compiled_module(denoiser):
+        setattr(pipeline, denoiser_name, extract_model_from_parallel(denoiser, keep_torch_compile=False))
+        denoiser, found = getattr(pipeline, denoiser_name), True
+    for module in list(denoiser.modules()):
+        for name, child in module.named_children():
+            if is_compiled_module(child):
+                setattr(module, name, child._orig_mod)
+                found = True
+    if found:
+        warnings.warn(
+            f"the {denoiser_name} of `model` was wrapped by `torch.compile(...)` and has been unwrapped, for the wrapper "
+            "changes the names of its weights; set `torch_compile` to train it compiled.",
+            stacklevel=3,
+        )
+
+
+def check_pipeline(pipeline: DiffusionPipeline, family: Family, all_weights: bool) -> None:
+    """
+    Check a pipeline that the user has loaded: that it can be trained, and that base model and saved weights will give what is
+    trained.
+
     Args:
-        pipeline ([`~diffusers.DiffusionPipeline`]): that the user has loaded.
-        denoiser (`torch.nn.Module`): of it, that is to be trained.
-        all_weights (`bool`): whether it is trained as a whole.
+        pipeline ([`~diffusers.DiffusionPipeline`]): the pipeline.
+        family ([`~families.Family`]): of it, before an adapter is added.
+        all_weights (`bool`): whether the whole denoiser is trained.
 
     Raises:
-        ValueError: if weights in half precision are to be trained as they are. A warning, if the VAE is in half precision.
+        ValueError: if weights in half precision are to be trained as they are, or something about the pipeline is not in
+            its base model and would not be saved: a fused LoRA, fused projections, an IP-Adapter, FreeU. Warns if the VAE is
+            in half precision.
     """
+    denoiser = family.denoiser
     if all_weights and denoiser.dtype != torch.float32:
         raise ValueError(
             f"`model` is a pipeline in {_short(denoiser.dtype)}, whose weights would round most updates away; load it in "
             "float32 (`bf16=True` of the config computes in bfloat16 all the same), or train a LoRA."
+        )
+    for what, cure in _not_plain(pipeline, family.denoiser_name, all_weights):
+        raise ValueError(
+            f"`model` is a pipeline with {what}, which the base model does not have and what is saved would not fit; {cure}."
         )
     vae = getattr(pipeline, "vae", None)
     if vae is not None and vae.dtype != torch.float32:
@@ -69,6 +105,96 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, denoiser: torch.nn.
         raise ValueError(
             f"`optimizers` holds an optimiser without {missing} of the {len(trained)} tensors that are trained; a LoRA's are "
             "made by the trainer, so choose one by `optim`, or override `create_optimizer`."
+        )
+
+
+def _not_plain(pipeline: DiffusionPipeline, denoiser_name: str, all_weights: bool) -> Iterator[tuple[str, str]]:
+    """Yield what the pipeline has beyond its base model, and how to get rid of it."""
+    denoiser = getattr(pipeline, denoiser_name)
+    if any(getattr(module, "fused_projections", False) for module in denoiser.modules()):
+        yield (
+            f"fused projections in its {denoiser_name}, whose own layers are never called",
+            f"undo it: `pipeline.{denoiser_name}.unfuse_qkv_projections()`",
+        )
+    processors = getattr(denoiser, "attn_processors", {}).values()
+    named = next((p for p in processors if "IPAdapter" in type(p).__name__ or _has_weights(p)), None)
+    if named is not None or getattr(denoiser.config, "encoder_hid_dim_type", None) == "ip_image_proj":
+        what = "an IP-Adapter" if named is None or "IPAdapter" in type(named).__name__ else type(named).__name__
+        yield f"{what} in its attention", "take it off: `pipeline.unload_ip_adapter()`, or load the pipeline afresh"
+    if any(getattr(module, "s1", None) is not None and hasattr(module, "b1") for module in denoiser.modules()):
+        yield "FreeU switched on", "switch it off: `pipeline.disable_freeu()`"
+    if all_weights:
+        # All else is saved with the pipeline.
+        if getattr(denoiser, "peft_config", None):
+            yield f"an adapter on its {denoiser_name}", f"{MERGE}"
+        return
+    if getattr(pipeline, "num_fused_loras", 0):
+        yield (
+            "a fused LoRA",
+            "save it as a model of its own: `pipeline.save_pretrained(FOLDER)`, and give FOLDER as `model`",
+        )
+    for name, module in pipeline.components.items():
+        if name != denoiser_name and getattr(module, "peft_config", None):
+            yield f"an adapter on its {name}", f"take it off with `pipeline.unload_lora_weights()`, or {MERGE}"
+
+
+def _has_weights(processor: Any) -> bool:
+    return isinstance(processor, torch.nn.Module) and any(True for _ in processor.parameters())
+
+
+def check_trained(family: Family, model: torch.nn.Module, use_adapter: bool) -> None:
+    """
+    Check that what is trained is what will be saved: the trainer's own adapter or weights, and no others.
+
+    Args:
+        family ([`~families.Family`]): of the run.
+        model (`torch.nn.Module`): the module that the trainer was made with.
+        use_adapter (`bool`): whether a LoRA is trained.
+
+    Raises:
+        ValueError: if the pipeline's denoiser has been exchanged, or has adapters beside the trainer's own.
+    """
+    name, denoiser = family.denoiser_name, family.denoiser
+    if denoiser is not model:
+        raise ValueError(
+            f"`pipeline.{name}` has been exchanged since the trainer was made, which trains the former one; put it back, or "
+            "make a trainer of the new pipeline."
+        )
+    own = {"default"} if use_adapter else set()
+    others = sorted(set(getattr(denoiser, "peft_config", {})) - own)
+    if others:
+        raise ValueError(
+            f"`pipeline.{name}` has the adapters {others} beside what is trained and saved; take them off with "
+            f"`pipeline.delete_adapters({others})`, and look at them on a pipeline of their own."
+        )
+    if use_adapter and (not getattr(denoiser, "peft_config", {}) or denoiser.active_adapters() != ["default"]):
+        raise ValueError(
+            f"the trainer's adapter 'default' is not the active one of `pipeline.{name}`; switch it on with "
+            '`pipeline.set_adapters("default")`, or make a new trainer if it was taken off.'
+        )
+
+
+def check_gradients(family: Family, sharding: str | None) -> None:
+    """
+    Check, after the backward passes of the first update, that every trained weight has a gradient.
+
+    Args:
+        family ([`~families.Family`]): whose denoiser is trained; names the weights that may have none.
+        sharding (`str`, *optional*): with DeepSpeed, which keeps gradients to itself, nothing is checked.
+
+    Raises:
+        ValueError: naming weights without one: layers that the forward pass never calls.
+    """
+    if sharding is not None and sharding.startswith("DeepSpeed"):
+        return
+    trained = {name: p for name, p in family.denoiser.named_parameters() if p.requires_grad}
+    unused = re.compile("|".join(family.unused_parameters) or "$^")
+    without = [name for name, p in trained.items() if p.grad is None and not unused.match(name)]
+    if without:
+        raise ValueError(
+            f"{len(without)} of the {len(trained)} trained tensors of the {family.denoiser_name} have no gradient after the "
+            f"first update, {without[0]!r} for one: the forward pass does not use them, and they would be saved untrained; "
+            "choose other `target_modules` for the LoRA, or load the pipeline without changing its layers."
         )
 
 

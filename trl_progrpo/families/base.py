@@ -38,6 +38,8 @@ class Family(ABC):
         lora_target_modules (`tuple[str, ...]`): default LoRA targets.
         policies (`tuple[str, ...]`): names of the policies that fit, the default first.
         optional_components (`tuple[str, ...]`): components that may be missing from a checkpoint and are loaded as `None`.
+        unused_parameters (`tuple[str, ...]`): regular expressions for the beginning of the names of weights that the denoiser
+            has and whose output its forward pass does not use, so that they get no gradient.
 
         base_scheduler ([`~diffusers.SchedulerMixin`]): what the pipeline came with; families may put another in its place.
 
@@ -50,6 +52,7 @@ class Family(ABC):
     lora_target_modules: ClassVar[tuple[str, ...]]
     policies: ClassVar[tuple[str, ...]] = ("flow_sde", "flow_cps", "dance_sde")
     optional_components: ClassVar[tuple[str, ...]] = ()
+    unused_parameters: ClassVar[tuple[str, ...]] = ()
 
     #: The denoiser, and a parameter of its dtype.
     _dtype_of: tuple[torch.nn.Module | None, torch.nn.Parameter | None] = (None, None)

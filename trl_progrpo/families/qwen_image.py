@@ -33,6 +33,12 @@ class QwenImageFamily(Family):
     lora_target_modules = ("to_k", "to_out.0", "to_q", "to_v")
     default_negative_prompt = " "
 
+    @property
+    def unused_parameters(self) -> tuple[str, ...]:
+        """Name the last block's text stream, which nothing reads any more."""
+        last = rf"transformer_blocks\.{self.denoiser.config.num_layers - 1}\."
+        return (rf"{last}attn\.to_add_out\.", rf"{last}txt_mlp\.")
+
     def __init__(self, pipeline, **kwargs):
         super().__init__(pipeline, **kwargs)
         if self.max_sequence_length is None:

@@ -1,0 +1,285 @@
+# Copyright 2026 The trl_progrpo authors. Licensed under the Apache License, Version 2.0.
+"""What is trained is what is saved: pipelines that are not plain, adapters beside the trainer's own, scales on disk."""
+
+import json
+import re
+
+import peft
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from trl_progrpo.adapters import ADAPTER_FILE, add_adapter, check_lora_config, load_adapter, save_adapter
+from trl_progrpo.trainer_checks import check_gradients
+
+
+PROMPTS = ["a red circle", "two blue squares"]
+
+
+def stock(base):
+    pipeline = DiffusionPipeline.from_pretrained(base, text_encoder_3=None, tokenizer_3=None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def weights_of(denoiser):
+    """Full weights with adapters merged, by their plain names."""
+    found = {}
+    for name, module in denoiser.named_modules():
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name:
+            layer = denoiser.get_submodule(name.removesuffix(".base_layer"))
+            delta = sum((layer.get_delta_weight(a) for a in getattr(layer, "active_adapters", [])), torch.zeros(()))
+            found[name.removesuffix(".base_layer")] = module.weight.detach() + delta.detach()
+    return found
+
+
+def read_without_header(base, path):
+    """As ComfyUI and kohya's scripts do it: base + B A alpha / rank, where alpha is the rank if there is no `.alpha`."""
+    found, tensors = weights_of(base), load_file(path)
+    for key, up in tensors.items():
+        if key.endswith(".lora_B.weight"):
+            layer = key.removesuffix(".lora_B.weight")
+            down = tensors[f"{layer}.lora_A.weight"]
+            alpha = tensors.get(f"{layer}.alpha", torch.tensor(float(len(down))))
+            found[layer.removeprefix("transformer.")] += up @ down * (alpha / len(down))
+    return found
+
+
+def trained(family, config, seed=0):
+    add_adapter(family, config)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in family.denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn(parameter.shape, generator=generator) / 10
+    return family
+
+
+SCALES = {
+    "the default": {"r": 32, "lora_alpha": 64},
+    "a factor of a third": {"r": 3, "lora_alpha": 1},
+    "rslora": {"r": 5, "lora_alpha": 7, "use_rslora": True},
+    "patterns": {"r": 4, "lora_alpha": 6, "alpha_pattern": {"to_q": 3}},
+    "ranks of their own": {"r": 4, "lora_alpha": 8, "rank_pattern": {"to_q": 2, "to_v": 6}},
+    "no factor": {"r": 4, "lora_alpha": 4},
+}
+
+
+class TestScales:
+    @pytest.mark.parametrize("config", SCALES.values(), ids=SCALES)
+    def test_every_loader_gets_the_same_strength(self, make_family, pipeline_path, tmp_path, config):
+        family = trained(make_family(), LoraConfig(**config))
+        save_adapter(family, str(tmp_path), to_resume=False)
+        ours, path = weights_of(family.denoiser), tmp_path / ADAPTER_FILE
+        from_folder, from_tensors = stock(pipeline_path), stock(pipeline_path)
+        from_folder.load_lora_weights(tmp_path)
+        from_tensors.load_lora_weights(load_file(path))
+        readers = {
+            "folder": weights_of(from_folder.transformer),
+            "state dict": weights_of(from_tensors.transformer),
+            "no header": read_without_header(stock(pipeline_path).transformer, path),
+        }
+        for name, theirs in readers.items():
+            assert max((ours[layer] - theirs[layer]).abs().max() for layer in ours) < 1e-5, name
+        assert not [file for file in tmp_path.iterdir() if "unscaled" in file.name]
+
+    @pytest.mark.parametrize("config", SCALES.values(), ids=SCALES)
+    def test_resuming_reads_it_bit_for_bit(self, make_family, tmp_path, config):
+        family = trained(make_family(), LoraConfig(**config))
+        save_adapter(family, str(tmp_path))
+        other = trained(make_family(), LoraConfig(**config), seed=1)
+        load_adapter(other, str(tmp_path / ADAPTER_FILE))
+        for one, two in zip(family.denoiser.parameters(), other.denoiser.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+    def test_a_file_of_an_earlier_version_is_read(self, make_family, tmp_path):
+        family = trained(make_family(), LoraConfig(r=4, lora_alpha=8))
+        save_adapter(family, str(tmp_path))
+        with safe_open(tmp_path / ADAPTER_FILE, "pt") as file:
+            header = json.loads(file.metadata()[LORA_ADAPTER_METADATA_KEY])
+        tensors = {k: t / 2 if "lora_B" in k else t for k, t in load_file(tmp_path / ADAPTER_FILE).items()}
+        header = {LORA_ADAPTER_METADATA_KEY: json.dumps({**header, "transformer.lora_alpha": 8})}
+        save_file(tensors, tmp_path / "old.safetensors", metadata=header)
+        other = trained(make_family(), LoraConfig(r=4, lora_alpha=8), seed=1)
+        load_adapter(other, str(tmp_path / "old.safetensors"))
+        for one, two in zip(family.denoiser.parameters(), other.denoiser.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+    @pytest.mark.parametrize("changed", [{"lora_alpha": 4}, {"use_rslora": True}, {"alpha_pattern": {"to_q": 2}}])
+    def test_another_scale_is_refused_all_the_same(self, make_family, tmp_path, changed):
+        save_adapter(trained(make_family(), LoraConfig(r=4, lora_alpha=8)), str(tmp_path))
+        other = trained(make_family(), LoraConfig(**{"r": 4, "lora_alpha": 8, **changed}))
+        with pytest.raises(ValueError, match=rf"`{next(iter(changed))}` of the LoRA config is .* use that again"):
+            load_adapter(other, str(tmp_path / ADAPTER_FILE))
+
+
+class TestConfigs:
+    @pytest.mark.parametrize("kind", ["AdaLoraConfig", "own subclass"])
+    def test_subclasses_are_refused(self, kind):
+        own = type("MyLora", (LoraConfig,), {})
+        config = own() if kind == "own subclass" else peft.AdaLoraConfig(total_step=10, target_modules=["to_q"])
+        with pytest.raises(ValueError, match=r"`peft_config` is a \w+, which .* use a plain `peft.LoraConfig`"):
+            check_lora_config(config)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}, {"bias": "all"}, {"modules_to_save": ["proj_out"]},
+            {"layer_replication": [[0, 1]]}, {"lora_bias": True}, {"target_parameters": ["w"]},
+            {"alora_invocation_tokens": [1]},
+        ],
+    )  # fmt: skip
+    def test_what_diffusers_could_not_load_is_refused(self, options):
+        config = LoraConfig(target_modules=["to_q"])
+        [(name, value)] = options.items()
+        setattr(config, name, value)
+        with pytest.raises(ValueError, match=rf"`{name}` of the LoRA config is .*; use "):
+            check_lora_config(config)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"to_q": 2}}, {"exclude_modules": ["to_v"]},
+            {"layers_to_transform": [0], "layers_pattern": "transformer_blocks"}, {"init_lora_weights": "orthogonal"},
+        ],
+    )  # fmt: skip
+    def test_what_is_taken_fits_a_fresh_stock_pipeline(self, make_family, pipeline_path, tmp_path, options):
+        family = trained(make_family(), LoraConfig(r=4, lora_alpha=8, **options))
+        save_adapter(family, str(tmp_path))
+        pipeline = stock(pipeline_path)
+        pipeline.load_lora_weights(tmp_path)
+        call = {"prompt": PROMPTS, "num_inference_steps": 2, "height": 8, "width": 8, "max_sequence_length": 0}
+        call |= {"guidance_scale": 1.0, "output_type": "pt"}
+        images = [p(**call, generator=torch.Generator().manual_seed(0)).images for p in (family.pipeline, pipeline)]
+        assert (images[0] - images[1]).abs().max() < 1e-5
+
+
+class TestCompiled:
+    @pytest.mark.parametrize("what", ["transformer", "block", "both"])
+    def test_wrappers_leave_no_trace_in_the_adapter(self, make_trainer, make_pipeline, pipeline_path, tmp_path, what):
+        pipeline = make_pipeline()
+        if what in ("block", "both"):
+            blocks = pipeline.transformer.transformer_blocks
+            blocks[0] = torch.compile(blocks[0], backend="eager")
+        if what in ("transformer", "both"):
+            pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+        with pytest.warns(UserWarning, match=r"the transformer of `model` was wrapped .* set `torch_compile`"):
+            trainer = make_trainer(model=pipeline)
+        trainer.save_model(str(tmp_path))
+        other = stock(pipeline_path)
+        other.load_lora_weights(tmp_path)
+        assert not [key for key in load_file(tmp_path / ADAPTER_FILE) if "_orig_mod" in key]
+        assert {p.device.type for p in other.transformer.parameters()} == {"cpu"}
+
+
+class TestPipelines:
+    def fused_projections(pipeline):
+        pipeline.transformer.fuse_qkv_projections()
+
+    def fused_lora(pipeline):
+        pipeline.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
+        pipeline.fuse_lora(["transformer"])
+        pipeline.unload_lora_weights()
+
+    def text_encoder(pipeline):
+        pipeline.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj"]))
+
+    def ip_adapter(pipeline):
+        class SomeIPAdapterProcessor(torch.nn.Module):
+            pass
+
+        pipeline.transformer.transformer_blocks[0].attn.processor = SomeIPAdapterProcessor()
+
+    def own_processor(pipeline):
+        pipeline.transformer.transformer_blocks[0].attn.processor = torch.nn.Linear(2, 2)
+
+    FAULTS = {
+        "fused_projections": (fused_projections, "fused projections", "unfuse_qkv_projections"),
+        "fused_lora": (fused_lora, "a fused LoRA", "save_pretrained"),
+        "text_encoder": (text_encoder, "an adapter on its text_encoder", "unload_lora_weights"),
+        "ip_adapter": (ip_adapter, "an IP-Adapter", "unload_ip_adapter"),
+        "own_processor": (own_processor, "Linear in its attention", "load the pipeline afresh"),
+    }
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_one_that_is_not_plain_is_refused_with_the_cure(self, make_trainer, make_pipeline, fault):
+        change, what, cure = self.FAULTS[fault]
+        pipeline = make_pipeline()
+        change(pipeline)
+        with pytest.raises(ValueError, match=rf"`model` is a pipeline with {what}.*{cure}"):
+            make_trainer(model=pipeline)
+
+    def test_the_advice_for_a_fused_lora_works(self, make_trainer, make_pipeline, tmp_path):
+        pipeline = make_pipeline()
+        TestPipelines.fused_lora(pipeline)
+        pipeline.save_pretrained(tmp_path)
+        assert make_trainer(model=str(tmp_path)).model_name == str(tmp_path)
+
+    def test_all_weights_do_not_go_under_an_adapter(self, make_trainer, make_pipeline):
+        pipeline = make_pipeline()
+        pipeline.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
+        with pytest.raises(ValueError, match=r"an adapter on its transformer.*save_pretrained"):
+            make_trainer(model=pipeline, peft_config=None)
+
+
+class TestOtherAdapters:
+    @pytest.mark.parametrize("active", [["style"], ["default", "style"], ["default"]])
+    def test_beside_the_trainers_own_they_are_refused(self, make_trainer, active):
+        trainer = make_trainer(max_steps=1)
+        trainer.model.add_adapter(LoraConfig(target_modules=["to_q"]), adapter_name="style")
+        trainer.pipeline.set_adapters(active)
+        with pytest.raises(ValueError, match=r"has the adapters \['style'\] .*delete_adapters\(\['style'\]\)"):
+            trainer.train()
+        trainer.pipeline.delete_adapters(["style"])
+        trainer.pipeline.set_adapters("default")
+        trainer.train()
+
+    def test_one_that_is_taken_off_or_away_is_told(self, make_trainer, make_pipeline):
+        trainer = make_trainer(max_steps=1)
+        trainer.pipeline.unload_lora_weights()
+        with pytest.raises(ValueError, match="'default' is not the active one"):
+            trainer.train()
+        trainer = make_trainer(max_steps=1)
+        trainer.pipeline.transformer = make_pipeline().transformer
+        with pytest.raises(ValueError, match=r"`pipeline.transformer` has been exchanged"):
+            trainer.train()
+
+
+class TestGradients:
+    @pytest.mark.parametrize("peft_config", ["default", None])
+    def test_a_layer_that_is_never_called_is_named(self, make_trainer, peft_config):
+        trainer = make_trainer(max_steps=1, peft_config=peft_config)
+        # After the check of the pipeline, so that only the first update can tell.
+        trainer.model.fuse_qkv_projections()
+        with pytest.raises(ValueError, match=r"trained tensors of the transformer have no gradient .*'\S+' for one"):
+            trainer.train()
+
+    def test_weights_that_a_family_knows_to_be_unused_may_have_none(self, make_family):
+        family = trained(make_family(), LoraConfig(r=2))
+        for name, parameter in family.denoiser.named_parameters():
+            if parameter.requires_grad and ".to_q." not in name:
+                parameter.grad = torch.zeros_like(parameter)
+        with pytest.raises(ValueError, match="to_q"):
+            check_gradients(family, None)
+        family.unused_parameters = (r"transformer_blocks\.\d+\.attn\.to_q\.",)
+        check_gradients(family, None)
+        check_gradients(family, "DeepSpeed")
+
+    def test_the_text_stream_of_qwens_last_block_is_known(self, monkeypatch):
+        from pathlib import Path
+
+        monkeypatch.syspath_prepend(str(Path(__file__).parent / "families"))
+        from pipelines_qwen import make_qwen_image
+
+        from trl_progrpo.families import family_class
+
+        pipeline = make_qwen_image()
+        family = family_class(pipeline)(pipeline)
+        names = [name for name, _ in family.denoiser.named_parameters()]
+        last = family.denoiser.config.num_layers - 1
+        unused = [name for name in names if any(re.match(one, name) for one in family.unused_parameters)]
+        assert len(unused) == 6
+        assert all(name.startswith(f"transformer_blocks.{last}.") for name in unused)
