@@ -160,8 +160,8 @@ def save_adapter(
 
     The scale of each layer (alpha / rank, or alpha / sqrt(rank)) is folded into its `lora_B`, and layers of a lower rank are
     padded with zeros, so that alpha equals rank on disk: a loader that reads tensors and no header (a plain state dict,
-    ComfyUI) takes alpha to be the rank, diffusers that of most layers, and would get another strength. The header has the same rank and alpha for stock diffusers, and under [`TRAINED_CONFIG`] those of the
-    training.
+    ComfyUI) takes alpha to be the rank, diffusers that of most layers, and would get another strength. The header has the
+    same rank and alpha for stock diffusers, and under [`TRAINED_CONFIG`] those of the training.
 
     Args:
         family ([`~families.Family`]): with the adapter on its denoiser.
