@@ -17,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from .adapters import trainable_parameters
 from .cost import SCHEDULE_FIELDS, PruneSchedule, UnitCost, WorkCount
-from .data import collate_rows, is_stream
+from .data import collate_rows, is_stream, readable
 from .isolation import isolated
 from .metrics import MetricsBuffer
 from .planning import RecordedGroups, evaluate, propose
@@ -195,8 +195,8 @@ class AutoSchedule:
             mine = (rank * share, (rank + 1) * share)
             return {name: list(itertools.islice(itertools.cycle(values), *mine)) for name, values in inputs.items()}
         draw = torch.Generator().manual_seed(derive_seed(args.seed, SCHEDULE_ROLLOUT - rollout_index))
-        order = torch.randperm(len(dataset), generator=draw)
-        return collate_rows([dataset[order[i % len(order)].item()] for i in range(rank * share, (rank + 1) * share)])
+        order, rows = torch.randperm(len(dataset), generator=draw), readable(dataset)
+        return collate_rows([rows[order[i % len(order)].item()] for i in range(rank * share, (rank + 1) * share)])
 
     def _rehearse(self, rollout: Rollout, watch: Stopwatch) -> None:
         """Times forward and backward passes of an update; weights, gradients and random numbers stay as they are."""

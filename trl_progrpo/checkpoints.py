@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from .checkpoint_folders import (
     warn_of_earlier,
 )
 from .model_card import name_on_hub
+from .rewards import RewardError, RowError
 from .saving import save_denoiser, save_pipeline
 from .sharding import class_of, is_sharded, load_whole_state, whole_denoiser
 from .types import Rollout
@@ -73,6 +75,41 @@ def save_checkpoint(trainer: ProGRPOTrainer, write: Callable[[], None], output_d
     with trainer.rank_watch.together():
         if args.should_save:
             delete_old(output_dir, args.save_total_limit, state.best_model_checkpoint)
+
+
+@contextmanager
+def what_is_trained_kept(trainer: ProGRPOTrainer) -> Iterator[None]:
+    """
+    While it lasts, an error of a reward or of a row has a checkpoint written of what is trained by then, and a note that says
+    how to go on from there. Both arise between two updates, so that all weights are of one step.
+
+    Of several processes, one that fails keeps the others from writing together; what is left is the last checkpoint.
+    """
+    try:
+        yield
+    except (RewardError, RowError) as error:
+        if not getattr(error, "__notes__", None):
+            place = _kept_checkpoint(trainer)
+            if place is not None:
+                error.add_note(
+                    f"What was trained by step {trainer.state.global_step} is in {place!r}; mend what is wrong, rows in their "
+                    "place, and go on with that as `resume_from_checkpoint`, or leave such images out by `on_reward_error` skip."
+                )
+        raise
+
+
+def _kept_checkpoint(trainer: ProGRPOTrainer) -> str | None:
+    """The checkpoint of the present step, written if there is none yet; `None` if there cannot be one."""
+    state = trainer.state
+    # Weights of another step may have been loaded at the end.
+    kept = trainer.kept_step in (None, state.global_step)
+    if not state.global_step or not kept or trainer.accelerator.num_processes > 1:
+        return None
+    place = os.path.join(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    if not os.path.isdir(place):
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, state, trainer.control)
+    return place
 
 
 def check_shared(folder: str, args: ProGRPOConfig) -> None:

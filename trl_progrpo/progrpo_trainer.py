@@ -43,6 +43,7 @@ from .checkpoints import (
     load_weights,
     save_checkpoint,
     save_weights,
+    what_is_trained_kept,
 )
 from .data import (
     LOOKED_AT,
@@ -50,13 +51,18 @@ from .data import (
     RolloutStream,
     as_eval_prompts,
     as_prompts,
+    as_rewards_read,
     check_datasets,
     check_prompts,
     check_rewards,
+    check_rows,
     collate_rows,
     distinct_prompts,
     is_stream,
+    readable,
+    stream_check,
     warn_about_long_prompts,
+    without_unread,
 )
 from .dealing import MicroBatch, micro_batches, own_advantages, whole_groups
 from .evaluation import PairedGains, held_out_metrics, held_out_scores, warn_of_silent_rewards, watching_runner
@@ -186,8 +192,9 @@ class ProGRPOTrainer(ShardingTrainer):
         )
         train_dataset = as_prompts(train_dataset, args.prompt_column, "train_dataset")
         eval_dataset = as_eval_prompts(eval_dataset, args.prompt_column)
-        check_datasets(args, train_dataset, eval_dataset)
         runners = (self.reward_runner, self.preview_reward_runner, self.eval_reward_runner)
+        train_dataset, eval_dataset = as_rewards_read(train_dataset, eval_dataset, args.prompt_column, *runners)
+        check_datasets(args, train_dataset, eval_dataset)
         check_rewards(args, train_dataset, eval_dataset, *runners)
         check_sharding(args, optimizers[0])
         load_whole_weights(args)
@@ -428,12 +435,15 @@ class ProGRPOTrainer(ShardingTrainer):
             args.train_sampling_strategy != "sequential",
         )
         if is_stream(self.train_dataset):
-            self.prompt_sampler = RolloutStream(self.train_dataset, args.prompt_column, *order)
+            runners = [self.reward_runner, self.preview_reward_runner]
+            # Whose rows are skipped has to go on.
+            check = None if args.on_reward_error == "skip" else stream_check(args.prompt_column, runners)
+            self.prompt_sampler = RolloutStream(self.train_dataset, args.prompt_column, *order, check=check)
             # Workers would each read the whole stream.
             return DataLoader(self.prompt_sampler, batch_size=size, collate_fn=self.data_collator, num_workers=0)
         self.prompt_sampler = RolloutSampler(len(self.train_dataset), *order)
         return DataLoader(
-            self.train_dataset,
+            readable(self.train_dataset),
             batch_size=size,
             sampler=self.prompt_sampler,
             collate_fn=self.data_collator,
@@ -739,13 +749,14 @@ class ProGRPOTrainer(ShardingTrainer):
             metric_key_prefix (`str`, *optional*, defaults to `"eval"`): what metric names begin with.
 
         Raises:
-            ValueError: if there are no held-out prompts, or as [`~data.check_prompts`].
+            ValueError: if there are no held-out prompts, or as [`~data.check_prompts`] and [`~data.check_rows`].
         """
         if isinstance(eval_dataset, str) and eval_dataset in (self.eval_dataset or ()):
             eval_dataset = {eval_dataset: self.eval_dataset[eval_dataset]}
-        eval_dataset = (
-            self.eval_dataset if eval_dataset is None else as_eval_prompts(eval_dataset, self.args.prompt_column)
-        )
+        if eval_dataset is not None:
+            eval_dataset = as_eval_prompts(eval_dataset, self.args.prompt_column)
+        own = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(eval_dataset, dict):
             metrics = {}
             for name, dataset in eval_dataset.items():
@@ -753,9 +764,14 @@ class ProGRPOTrainer(ShardingTrainer):
             return metrics
         if eval_dataset is None:
             raise ValueError("`eval_dataset` is None; give held-out prompts to evaluate on.")
-        check_prompts(eval_dataset, self.args.prompt_column, "eval_dataset", streams=False)
+        if not any(eval_dataset is dataset for dataset in own):
+            runners = [self.reward_runner, *filter(None, [self.eval_reward_runner])]
+            eval_dataset = without_unread(eval_dataset, self.args.prompt_column, runners)
+            check_prompts(eval_dataset, self.args.prompt_column, "eval_dataset", streams=False)
+            check_rows(eval_dataset, self.args.prompt_column, "`eval_dataset`", runners, self.args.on_reward_error)
 
-        rows = collate_rows([eval_dataset[i] for i in range(len(eval_dataset))])
+        readable_rows = readable(eval_dataset)
+        rows = collate_rows([readable_rows[i] for i in range(len(readable_rows))])
         prompts, columns = self._split_columns(rows)
         names, scores = held_out_scores(self, prompts, columns)
         count_failed = self.args.on_reward_error == "skip"
@@ -969,7 +985,8 @@ class ProGRPOTrainer(ShardingTrainer):
         self._micro_steps_since_update, self.kept_step = 0, None
         self._metrics.clear()
         self._loop_callback.keep_evaluations()
-        with self.rank_watch.watching(), run_memory(), self._stop_request.listening(self.is_world_process_zero()):
+        stop = self._stop_request.listening(self.is_world_process_zero())
+        with self.rank_watch.watching(), run_memory(), stop, what_is_trained_kept(self):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:

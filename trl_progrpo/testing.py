@@ -31,8 +31,8 @@ from .families import Family, family_class
 from .isolation import isolated
 from .policies import POLICIES, Policy
 from .pruning import PRUNING_RULES
-from .rewards import resolve_reward, reward_name, to_pil
-from .rewards.calls import accepted_keywords, begin_call
+from .rewards import resolve_reward, reward_name, row_checker, to_pil
+from .rewards.calls import accepted_keywords, begin_call, wanted_arguments
 from .sampler import ExpandPruneSampler
 from .seeds import INITIAL_NOISE, row_noise
 from .types import Conditioning, Rollout, Schedule
@@ -512,7 +512,8 @@ def check_reward_func(
     atol: float = 1e-4,
 ) -> RewardReport:
     """
-    Checks that a reward function keeps the promises of [`~rewards.RewardFunc`].
+    Checks that a reward function keeps the promises of [`~rewards.RewardFunc`], and that its `check_row`, if it has one, passes
+    all of `prompts` and `columns`.
 
     It is called with one image and with several (random pixels), as PIL images or as a tensor as it declares, for previews
     and for finished images, with columns it does not know: it must return one finite number or `None` per image, leave its
@@ -542,6 +543,14 @@ def check_reward_func(
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         missing = [argument for argument in ("prompts", "images") if argument not in parameters]
         _require(not missing, f"reward function `{name}` must accept the keyword `{' and '.join(missing)}`.")
+    check_row = row_checker(name, func, columns)
+    missing = wanted_arguments(getattr(func, "check_row", lambda: None), {"prompt", *columns})
+    _require(
+        not missing, f"`check_row` of reward `{name}` has the parameter `{', '.join(missing)}`, which it is not given."
+    )
+    for index, prompt in enumerate(prompts):
+        fault = check_row(prompt, {key: values[index] for key, values in columns.items()})
+        _require(fault is None, str(fault))
     generator = torch.Generator().manual_seed(0)
     # Multiples of 1/255, so that both kinds of image hold the same.
     pixels = torch.randint(0, 256, (len(prompts), 3, image_size, image_size), generator=generator).float() / 255

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .advantages import weighted_rewards
+from .data import readable
 
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def gain_cases(trainer: ProGRPOTrainer, step: int) -> dict[str, int]:
     if dataset is None:
         return {}
     prefix = f"eval_{next(iter(trainer.eval_dataset))}" if isinstance(trainer.eval_dataset, Mapping) else "eval"
-    prompts = [dataset[i][trainer.args.prompt_column] for i in range(len(dataset))]
+    prompts = [row[trainer.args.prompt_column] for row in readable(dataset)]
     gains = {
         i: gain for i, gain in enumerate(trainer.paired_gains.of_total(step, prompts, prefix)) if not math.isnan(gain)
     }
@@ -104,7 +105,7 @@ def distinct_rows(dataset: Iterable[Mapping[str, Any]], prompt_column: str, coun
     # Before the loop: a count of 0 must not read the first row of a streamed dataset.
     if count < 1:
         return []
-    for row in dataset:
+    for row in readable(dataset):
         rows.setdefault(row[prompt_column], dict(row))
         if len(rows) == count:
             break

@@ -41,6 +41,16 @@ def test_a_reward_of_ones_own(monkeypatch):
     assert REWARDS.get("warmth")(["a"], [Image.new("RGB", (2, 2), (255, 0, 51))]) == pytest.approx([0.8])
 
 
+def test_a_check_of_ones_own(monkeypatch):
+    monkeypatch.setattr(REWARDS, "_objects", dict(REWARDS._objects))
+    made = {"__name__": "documentation"}
+    for part in ("def warmth", "def check_row"):
+        exec(next(code for code, _ in BLOCKS if part in code), made)
+    check_reward_func("warmth", ["a warm room", "a cold room"])
+    with pytest.raises(AssertionError, match="reward `warmth`: the prompt 'a room' asks for no temperature"):
+        check_reward_func("warmth", ["a warm room", "a room"])
+
+
 @pytest.mark.parametrize("options", ["PickScore(device", "TransformersDetector("])
 def test_options_are_taken_before_anything_is_loaded(options):
     (code,) = [code for code, _ in BLOCKS if options in code]

@@ -110,7 +110,7 @@ def user_errors(*kinds: type[Exception], ours_only: bool = False) -> Iterator[No
     except kinds as error:
         if ours_only and not _raised_here(error.__traceback__):
             raise
-        message = str(error).strip() or type(error).__name__
+        message = " ".join([str(error).strip() or type(error).__name__, *getattr(error, "__notes__", [])])
         raise CommandError(message, getattr(error, "exit_status", 2)) from error
 
 

@@ -232,7 +232,8 @@ def first_prompts(stream: IterableDataset, count: int) -> Dataset:
 
     if count == 0:
         raise CommandError("`eval_samples` is 0, which takes the whole split, but it is a stream; give a number.")
-    rows = list(stream.take(count))
+    # As it is stored: what of it is decoded is for rewards to say.
+    rows = list((stream if stream.features is None else stream.decode(False)).take(count))
     return Dataset.from_list([rows[i % len(rows)] for i in range(count)] if rows else [], features=stream.features)
 
 
@@ -265,7 +266,7 @@ def _mixture(entries: list[DatasetConfig], prompt_column: str, streaming: bool) 
             field=field,
         )
         if entry.columns is not None:
-            columns = _columns(part)
+            columns = column_names(part)
             missing = [name for name in entry.columns if name not in columns]
             if missing:
                 raise CommandError(
@@ -361,7 +362,7 @@ def _with_prompts(dataset: Dataset | IterableDataset, prompt_column: str) -> Dat
     """The only column of a text file is the prompts; its blank lines are none."""
     from ..data import blank_texts, is_stream
 
-    if _columns(dataset) != ["text"]:
+    if column_names(dataset) != ["text"]:
         return dataset
     if is_stream(dataset):
         dataset = dataset.filter(lambda row: bool(row["text"].strip()))
@@ -384,8 +385,8 @@ def _at_home(files: Any) -> Any:
     return os.path.expanduser(files) if isinstance(files, str) else files
 
 
-def _columns(dataset: Dataset | IterableDataset) -> list[str]:
-    """Column names; a stream may know them only from its first row."""
+def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """Return the names of columns; a stream may know them only from its first row."""
     return list(dataset.column_names or next(iter(dataset), {}))
 
 

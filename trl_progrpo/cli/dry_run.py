@@ -117,15 +117,16 @@ def resolve_model(
 def _data(
     script_args: ScriptArguments, args: ProGRPOConfig, processes: int, runners: Runners
 ) -> tuple[Lines, int | None]:
-    from ..data import check_datasets, check_rewards, is_stream
-    from .data import load_prompts, named_data
+    from ..data import as_rewards_read, check_datasets, check_rewards, is_stream
+    from .data import column_names, load_prompts, named_data
 
     train, evaluation = load_prompts(script_args, args.prompt_column)
+    columns = column_names(train)
     with named_data(script_args), user_errors():
+        train, evaluation = as_rewards_read(train, evaluation, args.prompt_column, *runners)
         check_datasets(args, train, evaluation, processes)
         check_rewards(args, train, evaluation, *runners)
     num_prompts = None if is_stream(train) else len(train)
-    columns = train.column_names or list(next(iter(train)))
     others = [name for name in columns if name != args.prompt_column]
     return [
         ("training prompts", "a stream" if num_prompts is None else f"{num_prompts:,}"),

@@ -75,7 +75,7 @@ def score(args: argparse.Namespace) -> list[Record]:
         prompt = (args.prompts or [None])[0]
         files = [file for path in args.images for file in images_of(path, args.prompt_column, prompt)]
         return list(_score_files(runner, files, args.batch_size))
-    rows = _rows(args)
+    rows = _rows(args, runner)
     prompts = [row[args.prompt_column] for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != args.prompt_column}
     pipeline, call = load_model(args)
@@ -232,9 +232,9 @@ def _check(args: argparse.Namespace, given: Mapping[str, Any]) -> None:
         check_writable("--save_images", str(Path(args.save_images) / "base_00000.png"))
 
 
-def _rows(args: argparse.Namespace) -> list[Mapping[str, Any]]:
+def _rows(args: argparse.Namespace, runner: RewardRunner) -> list[Mapping[str, Any]]:
     """The prompts to draw, with the further columns of the dataset."""
-    from ..data import as_prompts, check_prompts
+    from ..data import as_prompts, check_prompts, check_rows, without_unread
     from .data import load_source, take_prompts
 
     if args.dataset_name is not None:
@@ -248,8 +248,13 @@ def _rows(args: argparse.Namespace) -> list[Mapping[str, Any]]:
     with user_errors():
         if args.dataset_name is None:
             dataset = as_prompts(args.prompts, args.prompt_column, "--prompts")
-        check_prompts(dataset, args.prompt_column, args.dataset_name or "--prompts")
-    return list(take_prompts(dataset, args.eval_samples) if args.dataset_name is not None else dataset)
+        name = args.dataset_name or "--prompts"
+        dataset = without_unread(dataset, args.prompt_column, [runner])
+        check_prompts(dataset, args.prompt_column, name)
+        if args.dataset_name is not None:
+            dataset = take_prompts(dataset, args.eval_samples)
+        check_rows(dataset, args.prompt_column, name, [runner])
+    return list(dataset)
 
 
 def _score_files(runner: RewardRunner, files: Sequence[ImageFile], batch_size: int) -> Iterator[Record]:

@@ -121,7 +121,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         CommandError: for a mistake of the user's.
     """
     quieten_libraries()
-    from ..checkpoints import check_weights
+    from ..checkpoints import check_weights, what_is_trained_kept
     from ..validation import distinct_rows, with_gain_cases
     from .preflight import checkpoint_to_resume
 
@@ -138,7 +138,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
         eval_dataset if eval_dataset is not None else train_dataset, training_args.prompt_column, GRID_PROMPTS
     )
     # From here on a ValueError that this package did not raise itself is a defect, maybe the reward's: keep its traceback.
-    with user_errors(ours_only=True), tracker_errors(), trainer.rank_watch.watching():
+    with user_errors(ours_only=True), tracker_errors(), trainer.rank_watch.watching(), what_is_trained_kept(trainer):
         before = trainer.evaluate() if eval_dataset is not None else None
         images = [_generate(trainer, grid_rows)] if script_args.plot else []
         trainer.train(resume_from_checkpoint=resume)
@@ -208,7 +208,7 @@ def _build(script_args, model_args, training_args) -> tuple[ProGRPOTrainer, Data
         eval_dataset=eval_dataset,
         eval_reward_funcs=script_args.eval_reward_funcs,
     )
-    return trainer, train_dataset, eval_dataset
+    return trainer, trainer.train_dataset, trainer.eval_dataset
 
 
 def make_trainer(script_args, model_args, training_args, train_dataset, **evaluation: Any) -> ProGRPOTrainer:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..inherited import watches_a_metric
 from .order import check_size
 from .prompts import as_prompts, check_prompts, check_stream_options, check_variety, is_stream
+from .rows import check_rows, without_unread
 
 
 if TYPE_CHECKING:
@@ -24,6 +25,31 @@ def as_eval_prompts(eval_dataset: Any, prompt_column: str) -> Any:
     return {
         name: as_prompts(dataset, prompt_column, f"eval_dataset[{name!r}]") for name, dataset in eval_dataset.items()
     }
+
+
+def as_rewards_read(
+    train_dataset: Any,
+    eval_dataset: Any | Mapping[str, Any],
+    prompt_column: str,
+    trained: RewardRunner,
+    previews: RewardRunner,
+    watched: RewardRunner | None,
+) -> tuple[Any, Any]:
+    """
+    Return both datasets without what no reward reads and would be decoded for nothing; see [`without_unread`].
+
+    Args:
+        train_dataset, eval_dataset (as of [`as_prompts`] and [`as_eval_prompts`]): the datasets.
+        prompt_column (`str`): where the prompts are.
+        trained, previews, watched (as of [`check_rewards`]): the rewards.
+    """
+    measured = [trained, *filter(None, [watched])]
+    train_dataset = without_unread(train_dataset, prompt_column, [trained, previews])
+    if isinstance(eval_dataset, dict):
+        return train_dataset, {
+            name: without_unread(data, prompt_column, measured) for name, data in eval_dataset.items()
+        }
+    return train_dataset, without_unread(eval_dataset, prompt_column, measured)
 
 
 def check_datasets(
@@ -86,7 +112,8 @@ def check_rewards(
 
     Raises:
         ValueError: if a reward function asks for what a dataset has no column of (of a stream nothing is known before it is
-            read), or if checkpoints are judged by a reward that no evaluation scores.
+            read), a row is none that it can score (see [`check_rows`]), or if checkpoints are judged by a reward that no
+            evaluation scores.
     """
     measured = [trained, *([] if watched is None else [watched])]
     names = [name for runner in measured for name in runner.names]
@@ -102,8 +129,10 @@ def check_rewards(
         ("`train_dataset`", train_dataset, [trained, previews]),
         *((name, dataset, measured) for name, dataset in named.items()),
     ]:
-        if dataset is None or is_stream(dataset):
+        if dataset is None:
             continue
-        columns = getattr(dataset, "column_names", None) or list(dataset[0])
-        for runner in runners:
-            runner.check_columns([column for column in columns if column != args.prompt_column], name)
+        if not is_stream(dataset):
+            columns = getattr(dataset, "column_names", None) or list(dataset[0])
+            for runner in runners:
+                runner.check_columns([column for column in columns if column != args.prompt_column], name)
+        check_rows(dataset, args.prompt_column, name, runners, args.on_reward_error)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -12,8 +12,10 @@ import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, Sampler
 
+from ..rewards import RowError
 from ..seeds import derive_seed
 from .prompts import check_prompt
+from .rows import readable
 
 
 STREAM_BUFFER = 1000
@@ -104,9 +106,11 @@ class RolloutStream(IterableDataset):
         repeats (`int`): micro-batches per rollout.
         seed (`int`): the run's data seed.
         shuffle (`bool`, *optional*, defaults to `True`): keep the stream's order when `False`.
+        check (`Callable`, *optional*): is given every row as it comes, and raises an error for one that cannot be used.
 
     Raises:
-        ValueError: while iterating, at a row without a prompt, or after a pass that was smaller than one rollout.
+        RowError: while iterating, at a row without a prompt, that `check` refuses, or that cannot be read.
+        ValueError: after a pass that was smaller than one rollout.
     """
 
     def __init__(
@@ -117,7 +121,9 @@ class RolloutStream(IterableDataset):
         repeats: int,
         seed: int,
         shuffle: bool = True,
+        check: Callable[[dict[str, Any]], None] | None = None,
     ):
+        self.check = check
         self.stream = stream.shuffle(seed=derive_seed(seed), buffer_size=STREAM_BUFFER) if shuffle else stream
         self.prompt_column = prompt_column
         self.prompts_per_rollout = prompts_per_rollout
@@ -138,17 +144,16 @@ class RolloutStream(IterableDataset):
             self.stream.set_epoch(epoch)
             passed = 0
             for row in self._read():
-                check_prompt(row.get(self.prompt_column), "`train_dataset` holds a row that", self.prompt_column)
                 passed += 1
                 yield row
             check_size(passed, self.prompts_per_rollout)
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        rows = iter(self.stream)
+        rows = iter(readable(self.stream))
         for passed in count():
             try:
                 row = next(rows, None)
-            # What readers of all kinds of files raise; a connection that breaks off is told by itself.
+            # What readers of all kinds of files raise.
             except (ValueError, TypeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
                 empty = [name for name, kind in (self.stream.features or {}).items() if "'null'" in repr(kind)]
                 why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -157,10 +162,21 @@ class RolloutStream(IterableDataset):
                     if empty
                     else ""
                 )
-                raise ValueError(
+                raise RowError(
                     f"`train_dataset` cannot be read beyond row {passed} of this pass: {why}{late}; give every column values of "
                     "one type, and one in the first rows, or do not stream."
                 ) from error
+            except Exception as error:  # of a connection that breaks off, or of code of the user's
+                raise RowError(
+                    f"`train_dataset` cannot be read beyond row {passed} of this pass ({type(error).__name__}: {error}); mend "
+                    "what it is read from."
+                ) from error
             if row is None:
                 return
+            try:
+                check_prompt(row.get(self.prompt_column), "`train_dataset` holds a row that", self.prompt_column)
+            except ValueError as error:
+                raise RowError(str(error)) from error
+            if self.check is not None:
+                self.check(row)
             yield row

@@ -90,7 +90,8 @@ def check_prompts(dataset: Any, prompt_column: str, name: str, streams: bool = T
             f"`{name}` is a stream; give a fixed set of prompts, e.g. Dataset.from_list(list(stream.take(64)))."
         )
     if is_stream(dataset):
-        dataset = list(dataset.take(1))
+        # As it is stored: whether a picture in it can be decoded is not asked here.
+        dataset = list((dataset if dataset.features is None else dataset.decode(False)).take(1))
     elif not hasattr(dataset, "__len__"):
         raise ValueError(
             f"`{name}` is {type(dataset).__name__}, which has no length; give a list of prompts, a `datasets.Dataset`, or a "
@@ -135,7 +136,8 @@ def check_variety(dataset: Any, prompt_column: str, name: str) -> None:
     prompts = list(islice(_column(dataset, prompt_column), LOOKED_AT))
     counts = Counter(prompts)
     # The same prompt with other columns, such as another target, is another task.
-    rows = [repr(dataset[index]) for index, prompt in enumerate(prompts) if counts[prompt] > 1]
+    stored = dataset.with_format("arrow") if isinstance(dataset, Dataset) else dataset
+    rows = [repr(stored[index]) for index, prompt in enumerate(prompts) if counts[prompt] > 1]
     repeated = len(rows) - len(set(rows))
     if repeated == len(prompts) - 1:
         raise ValueError(

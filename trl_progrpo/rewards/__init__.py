@@ -11,6 +11,7 @@ from .jpeg import jpeg_compressibility, jpeg_incompressibility
 from .ocr import OcrReward
 from .pickscore import PickScore
 from .remote import RemoteReward
+from .rows import RowError, Unreadable, checked_columns, read_columns, row_checker
 from .runner import ON_REWARD_ERROR, RewardRunner, to_pil
 from .shapes import shapes, shapes_strict
 from .siglip import SiglipScore
@@ -30,12 +31,17 @@ __all__ = [
     "RewardError",
     "RewardFunc",
     "RewardRunner",
+    "RowError",
     "SiglipScore",
+    "Unreadable",
+    "checked_columns",
     "image_type",
     "jpeg_compressibility",
     "jpeg_incompressibility",
+    "read_columns",
     "resolve_reward",
     "reward_name",
+    "row_checker",
     "shapes",
     "shapes_strict",
     "to_pil",

@@ -56,12 +56,30 @@ class RewardError(ValueError):
         return type(self), (str(self), self.kind, self.rows, self.scores, self.divisible)
 
 
-def accepted_keywords(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those of `keywords` that `function` takes: all with `**kwargs`, else the ones it names; of a network, its `forward`."""
-    parameters = _parameters(function)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return keywords
-    return {name: value for name, value in keywords.items() if name in parameters}
+def accepted_keywords(function: RewardFunc, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return those of `keywords` that `function` takes: the ones it names (of a network, its `forward`), and in its `**kwargs`
+    those of its attribute `dataset_columns`, and `preview`, or all where it has no such attribute.
+    """
+    names = named_keywords(function)
+    if takes_all_keywords(function):
+        declared = getattr(function, "dataset_columns", None)
+        names |= (
+            set(keywords)
+            if declared is None
+            else {"preview", *([declared] if isinstance(declared, str) else declared)}
+        )
+    return {name: value for name, value in keywords.items() if name in names}
+
+
+def named_keywords(function: RewardFunc) -> set[str]:
+    """Return the parameters that `function` names."""
+    return {name for name, parameter in _parameters(function).items() if parameter.kind is not parameter.VAR_KEYWORD}
+
+
+def takes_all_keywords(function: RewardFunc) -> bool:
+    """Whether `function` has `**kwargs`."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(function).values())
 
 
 def wanted_arguments(function: RewardFunc, given: Collection[str]) -> list[str]:
@@ -119,7 +137,7 @@ def begin_call(
             values = _begin(values)
     except Exception as error:
         failure = _failure(name, error, expected)
-        return lambda: _raise(failure)
+        return failing(failure)
 
     def finish() -> list[float]:
         result = values
@@ -265,8 +283,13 @@ def _in_thread(function: RewardFunc, keywords: dict[str, Any], images: Any, give
     return future
 
 
-def _raise(error: Exception) -> list[float]:
-    raise error
+def failing(error: Exception) -> Callable[[], list[float]]:
+    """Return what raises `error` in place of scores."""
+
+    def finish() -> list[float]:
+        raise error
+
+    return finish
 
 
 def _late(name: str, timeout: float | None, expected: int) -> RewardError:

@@ -41,7 +41,7 @@ class GenEvalReward:
 
     Args:
         detector ([`detectors.Detector`], *optional*): what finds objects; OWLv2 of transformers when unset. It may have a method
-            `load`, which [`load`] calls.
+            `load`, which [`load`] calls, and `check_classes`, which raises a `ValueError` for a class that it never finds.
         strict (`bool`, *optional*, defaults to `False`): 1 or 0 instead of parts.
         min_score (`float`, *optional*, defaults to 0.0): detections with a lower score do not count; GenEval's is 0.3.
         counting_min_score (`float`, *optional*): likewise for rows with the tag `"counting"`; `min_score` when unset, GenEval's
@@ -50,6 +50,7 @@ class GenEvalReward:
     """
 
     image_type = "pil"
+    dataset_columns = ("include", "exclude", "tag")
 
     def __init__(
         self,
@@ -97,10 +98,7 @@ class GenEvalReward:
                 detector fails to give one list per image.
         """
         if include is None:
-            raise ValueError(
-                f"reward `{self.__name__}` needs the dataset column `include`, a list of {{'class', 'count'}} per prompt as in "
-                "GenEval's metadata; add it to the dataset."
-            )
+            raise self._no_include()
         nothing = [None] * len(prompts)
         rows = zip(prompts, include, nothing if exclude is None else exclude)
         specifications = [read_specification(prompt, *lists) for prompt, *lists in rows]
@@ -121,6 +119,34 @@ class GenEvalReward:
             parts = judge(specifications[row], sure, lambda box, picture=picture: self.name_color(picture, box))
             rewards[row] = float(parts.strict) if self.strict else parts.graded
         return rewards
+
+    def check_row(self, prompt: str, **columns) -> None:
+        """
+        Check that the requirements of a row make sense, and that the detector can meet them.
+
+        Args:
+            prompt (`str`): named in error messages.
+            columns: of which `include` and `exclude` are looked at.
+
+        Raises:
+            ValueError: if there is no column `include`, or an entry makes no sense or asks for what is never found.
+        """
+        specification = self.check_row_of_server(prompt, **columns)
+        if specification is not None:
+            self._check_colors([specification])
+            getattr(self.detector, "check_classes", lambda classes: None)(specification.classes)
+
+    def check_row_of_server(self, prompt: str, **columns) -> Specification | None:
+        """Check that the requirements make sense, and return them; a server may have a detector of its own."""
+        if "include" not in columns:
+            raise self._no_include()
+        return read_specification(prompt, columns["include"], columns.get("exclude"))
+
+    def _no_include(self) -> ValueError:
+        return ValueError(
+            f"reward `{self.__name__}` needs the dataset column `include`, a list of {{'class', 'count'}} per prompt as in "
+            "GenEval's metadata; add it to the dataset."
+        )
 
     def _check_colors(self, specifications: Sequence[Specification | None]) -> None:
         """Refuses colours that would never be seen; a detector or `name_color` of the user's may name any."""

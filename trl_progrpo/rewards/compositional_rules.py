@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -164,13 +165,21 @@ def _read_entry(entry: Mapping[str, Any], index: int) -> Wanted:
         raise ValueError(f"the class {label!r} is no name")
     if color is not None and not (isinstance(color, str) and color.strip()):
         raise ValueError(f"the color {color!r} is no name")
-    if isinstance(count, bool) or count in (math.inf, -math.inf) or count != int(count) or count < 1:
+    if (
+        not isinstance(count, Real)
+        or isinstance(count, bool)
+        or count in (math.inf, -math.inf)
+        or count != int(count)
+        or count < 1
+    ):
         raise ValueError(f"the count {count!r} is no whole number from 1")
     position = entry.get("position")
     if position is not None:
         relation, target = position
         if relation not in RELATIONS:
             raise ValueError(f"the relation {relation!r} is none of {', '.join(RELATIONS)}")
+        if not isinstance(target, Real) or isinstance(target, bool) or target != int(target):
+            raise ValueError(f"the position of entry {index} refers to {target!r}, which is no whole number")
         position = (relation, int(target))
         if not 0 <= position[1] < index:
             raise ValueError(f"the position of entry {index} refers to entry {target}, which does not come before it")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +61,15 @@ class ShapesDetector:
     does debris, in a box around the whole image; a colour between two is called `"unclear"`. Boxes are squares around the
     object. Well under 1 ms an image.
     """
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: if one of `classes` is no shape.
+        """
+        unknown = [name for name in classes if name not in (*SHAPES, UNCLEAR)]
+        if unknown:
+            raise ValueError(f"the shapes world has no class {unknown[0]!r}; use {', '.join(SHAPES)}, or {UNCLEAR}.")
 
     def __call__(self, images: list[Image.Image], classes: list[list[str]] | None = None) -> list[list[Detection]]:
         """

@@ -53,6 +53,7 @@ class LearnedReward:
 
     __name__ = "learned"
     image_type = "pil"
+    dataset_columns = ()
 
     def __init__(
         self,

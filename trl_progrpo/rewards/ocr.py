@@ -73,7 +73,7 @@ class OcrReward:
 
     __name__ = "ocr"
     image_type = "pil"
-    columns = ("text",)
+    dataset_columns = ("text",)
 
     def __init__(self):
         # Language -> engine, and the characters that it can write; None is the reader in the package.
@@ -101,9 +101,13 @@ class OcrReward:
         Raises:
             ValueError: if it has none, or no installed model reads it.
         """
-        (target,) = self.targets([prompt], [columns["text"]] if "text" in columns else None)
+        target = self.check_row_of_server(prompt, **columns)
         if _plain(target) and _is_installed():
             self._language(target)
+
+    def check_row_of_server(self, prompt: str, **columns) -> str:
+        """Check that a row has a target, and return it; a server may have models that are not installed here."""
+        return self.targets([prompt], [columns["text"]] if "text" in columns else None)[0]
 
     def targets(self, prompts: Sequence[str], text: Sequence[str | None] | None = None) -> list[str]:
         """

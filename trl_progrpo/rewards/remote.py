@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from .base import REMOTE_PREFIX
-from .calls import given_up_event
+from .base import REMOTE_PREFIX, REWARDS
+from .calls import accepted_keywords, given_up_event
 from .remote_client import RewardServers, TooLarge
 
 
@@ -81,6 +81,9 @@ class RemoteReward:
         # A dotted path is logged under its function's name, as it would be here.
         self.__name__ = reward.rpartition(":")[2].rpartition(".")[2] if ":" in reward else reward
         self._dropped: set[str] = set()
+        # Of a built-in reward it is known what it reads and refuses.
+        self._local = REWARDS.get(reward) if reward in REWARDS.registered() else None
+        self.dataset_columns: Sequence[str] | None = getattr(self._local, "dataset_columns", None)
         self._servers = RewardServers(
             [urls] if isinstance(urls, str) else urls, token_env=token_env, timeout=timeout, retries=retries
         )
@@ -132,6 +135,22 @@ class RemoteReward:
             return [value for future in scored for value in future.result()]
         finally:
             stop.set()
+
+    def check_row(self, prompt: str, **columns) -> None:
+        """
+        Check a row as the reward of this name does here, except for what depends on the server: its models, its detector.
+
+        Args:
+            prompt (`str`): of the row.
+            columns: that the reward reads.
+
+        Raises:
+            ValueError: if the reward would refuse it.
+        """
+        check = getattr(self._local, "check_row", None)
+        check = getattr(self._local, "check_row_of_server", check)
+        if check is not None:
+            check(**accepted_keywords(check, {"prompt": prompt, **columns}))
 
     def __repr__(self) -> str:
         return f"RemoteReward({self._servers.urls}, {self.reward!r})"

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from .base import RewardFunc, resolve_reward, reward_name
-from .calls import RewardError, begin_call, wanted_arguments
+from .calls import RewardError, begin_call, failing, wanted_arguments
+from .rows import first_fault
 
 
 OnRewardError = Literal["raise", "skip", "retry"]
@@ -114,6 +115,14 @@ class RewardRunner:
                     f"functions are given `prompts`, `images`, `preview` and {', '.join(columns) or 'no column'}, so rename "
                     "the parameter, add the column, or give a default."
                 )
+            check = getattr(function, "check_row", None)
+            missing = [] if check is None else wanted_arguments(check, {"prompt", *columns})
+            if missing:
+                raise ValueError(
+                    f"`check_row` of reward function `{name}` has the parameter `{missing[0]}`, which {dataset} has no column "
+                    f"for; it is given `prompt` and {', '.join(columns) or 'no column'}, so rename it, add the column, or give "
+                    "a default."
+                )
 
     @torch.no_grad()
     def __call__(
@@ -149,9 +158,14 @@ class RewardRunner:
         return scores
 
     def _begin(self, column: int, batch: _Batch, rows: slice) -> Callable[[], list[float]]:
-        function = self.functions[column]
+        function, name = self.functions[column], self.names[column]
+        fault = first_fault(name, function, batch.prompts[rows], batch.columns_of(rows))
+        if fault is not None:
+            refusal = RewardError(str(fault), "exception", divisible=len(batch.prompts[rows]) > 1)
+            refusal.__cause__ = fault.__cause__
+            return failing(refusal)
         images, keywords = batch.given(function, rows)
-        return begin_call(self.names[column], function, batch.prompts[rows], images, keywords, self.timeout)
+        return begin_call(name, function, batch.prompts[rows], images, keywords, self.timeout)
 
     def _finish(self, column: int, batch: _Batch, rows: slice, finish) -> tuple[list[float], list[int]]:
         """Scores of `rows`, and which of the batch's rows have none because of an error."""
@@ -161,7 +175,7 @@ class RewardRunner:
             if self.on_error == "retry":
                 return self._retry(column, batch, rows, error), []
             if self.on_error == "raise":
-                raise
+                raise self._traced(column, batch, rows, error) from error.__cause__
             return self._skip(column, batch, rows, error)
 
     def _retry(self, column: int, batch: _Batch, rows: slice, error: RewardError) -> list[float]:
@@ -172,13 +186,31 @@ class RewardRunner:
                 return self._begin(column, batch, rows)()
             except RewardError as another:
                 error = another
-        raise error
+        raise self._traced(column, batch, rows, error) from error.__cause__
+
+    def _traced(self, column: int, batch: _Batch, rows: slice, error: RewardError) -> RewardError:
+        """The error with the prompt of the image to blame, where halves of the call lead to one."""
+        smallest = error
+        while smallest.divisible and error.kind == "exception":
+            for half in _halves(rows):
+                try:
+                    self._begin(column, batch, half)()
+                except RewardError as smaller:
+                    smallest, rows = smaller, half
+                    break
+            else:  # the parts are fine, so that no single image is to blame
+                return error
+        first = error.rows[0] if error.rows else 0 if rows.stop - rows.start == 1 else None
+        told = str(smallest)
+        if first is not None and repr(batch.prompts[rows.start + first]) not in told:
+            told = f"{told} The image is of the prompt {batch.prompts[rows.start + first]!r}."
+        traced = RewardError(told, error.kind, error.rows, error.scores, error.divisible)
+        traced.__cause__ = smallest.__cause__
+        return traced
 
     def _skip(self, column: int, batch: _Batch, rows: slice, error: RewardError) -> tuple[list[float], list[int]]:
         if error.divisible:
-            middle = (rows.start + rows.stop) // 2
-            halves = [slice(rows.start, middle), slice(middle, rows.stop)]
-            parts = [self._finish(column, batch, half, self._begin(column, batch, half)) for half in halves]
+            parts = [self._finish(column, batch, half, self._begin(column, batch, half)) for half in _halves(rows)]
             return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
         count = rows.stop - rows.start
         lost = range(count) if error.rows is None else error.rows
@@ -191,6 +223,11 @@ class RewardRunner:
         if (self.names[column], error.kind) not in self._told:
             self._told.add((self.names[column], error.kind))
             warnings.warn(f'{error} With `on_reward_error="{self.on_error}"` {consequence}.', stacklevel=2)
+
+
+def _halves(rows: slice) -> list[slice]:
+    middle = (rows.start + rows.stop) // 2
+    return [slice(rows.start, middle), slice(middle, rows.stop)]
 
 
 class _Batch:
@@ -207,8 +244,11 @@ class _Batch:
             self._pil = to_pil(self.images) if self._pil is None else self._pil
             # Copies, as of the columns: functions sort lists and make thumbnails in place.
             images = [image.copy() for image in self._pil[rows]]
-        columns = {name: list(values)[rows] for name, values in self.columns.items()}
-        return images, {**columns, "preview": self.preview}
+        return images, {**self.columns_of(rows), "preview": self.preview}
+
+    def columns_of(self, rows: slice) -> dict[str, list[Any]]:
+        """The columns, as lists of their own."""
+        return {name: list(values)[rows] for name, values in self.columns.items()}
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:

@@ -6,7 +6,12 @@ from __future__ import annotations
 import torch
 
 from ..tiny import shapes_reward, shapes_strict_reward
+from ..tiny.world import parse_caption
 from .base import REWARDS, image_type
+
+
+def _check_row(prompt: str) -> None:
+    parse_caption(prompt)
 
 
 @REWARDS.register("shapes")
@@ -21,3 +26,7 @@ def shapes(prompts: list[str], images: torch.Tensor, **columns) -> list[float]:
 def shapes_strict(prompts: list[str], images: torch.Tensor, **columns) -> list[float]:
     """1 where the picture shows exactly what its caption says, else 0."""
     return shapes_strict_reward(prompts, images)
+
+
+for _reward in (shapes, shapes_strict):
+    _reward.check_row, _reward.dataset_columns = _check_row, ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,8 +138,7 @@ class TransformersDetector:
         """
         self.load()
         found: list[list[Detection]] = [[] for _ in images]
-        if not self.is_open_vocabulary:
-            self._check_known({name for names in classes for name in names})
+        self.check_classes({name for names in classes for name in names})
         # Images of one size that are asked the same share a forward pass, as those of a group do; others would be padded, by
         # pixels or by questions, and what pads an image must not change its reward.
         shared: dict[tuple, list[int]] = {}
@@ -181,9 +181,30 @@ class TransformersDetector:
     def _names(self) -> dict[int, str]:
         return {label: self.rename.get(name, name) for label, name in self.network.config.id2label.items()}
 
-    def _check_known(self, names: set[str]) -> None:
-        known = set(self._names().values())
-        unknown = sorted(names - known)
+    @cached_property
+    def _fixed_classes(self) -> frozenset[str] | None:
+        """`None` for a model that is told what to look for, and for one that is not there, which `load` says better."""
+        try:
+            config = load_config(self.__name__, self.model, self.revision)
+        except ValueError:
+            return None
+        names = frozenset(self.rename.get(name, name) for name in config.id2label.values())
+        return None if config.model_type in OPEN_VOCABULARY else names
+
+    def check_classes(self, classes: Iterable[str]) -> None:
+        """
+        Check classes against those of the model, of which no weights are read; one that is told what to look for knows all.
+
+        Args:
+            classes (`Iterable[str]`): that a dataset asks for.
+
+        Raises:
+            ValueError: if a detector with fixed classes does not know one of them.
+        """
+        if self._fixed_classes is None:
+            return
+        known = self._fixed_classes
+        unknown = sorted(set(classes) - known)
         if unknown:
             raise ValueError(
                 f"the detector {self.model!r} has no class {unknown[0]!r}; name the one that is meant in its `rename`, or use a "
