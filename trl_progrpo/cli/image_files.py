@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..words import counted
 from .base import CommandError
 
 
@@ -16,59 +18,94 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
 IMAGE_COLUMNS = ("image", "file_name")
 """Keys under which a row may name its image; the second is that of `metadata.jsonl` in image folders of `datasets`."""
+
+_NOT_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+"""Formats of Pillow that it only identifies, or reads with the help of other programs."""
+
+_BESIDE = (".txt", ".json", ".jsonl", ".csv", ".md")
+"""Endings of files that lie beside images and are none."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image, its prompt and what else its row says."""
+    """An image, its prompt and the other columns of its row; `where` tells which row that is."""
 
+    where: str
     path: Path
     prompt: str
     columns: dict[str, Any]
-    size: tuple[int, int]
 
     def open(self) -> Image.Image:
-        """In mode RGB; transparency is put on white, as built-in rewards do."""
-        from PIL import Image
+        """
+        Read the image upright (EXIF orientation), in mode RGB; transparency is put on white, as built-in rewards do.
+
+        Raises:
+            UnreadableImage: if it is missing, damaged, too large, or of values whose range is unknown.
+        """
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         from ..rewards.learned_images import to_rgb
 
-        with Image.open(self.path) as image:
-            return to_rgb(image)
+        try:
+            with warnings.catch_warnings():
+                # Large, and still read.
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(self.path) as image:
+                    return to_rgb(ImageOps.exif_transpose(image))
+        except UnidentifiedImageError as error:
+            raise UnreadableImage("it is no image that Pillow knows") from error
+        # Decoders raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError ... about broken files.
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise UnreadableImage(" ".join(reason.split()).rstrip(".") or type(error).__name__) from error
 
 
-def images_of(path: str, prompt_column: str = "prompt", prompt: str | None = None) -> list[ImageFile]:
+class UnreadableImage(Exception):
+    """An image file that gives no image; its text is the reason."""
+
+
+def suffixes() -> frozenset[str]:
+    """Return the endings of image files that a folder is searched for, in small letters: all that Pillow reads."""
+    from PIL import Image
+
+    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset(e for e in readable if Image.registered_extensions()[e] not in _NOT_PICTURES)
+
+
+def images_of(
+    path: str, prompt_column: str = "prompt", prompt: str | None = None, needs_prompt: bool = True
+) -> list[ImageFile]:
     """
-    An image file, or the images of a folder or a .jsonl file.
+    Find an image file, or the images of a folder or a .jsonl file.
 
     The prompt of a file comes from a text file beside it (`cat.png`, `cat.txt`). In a folder prompts come from
-    `metadata.jsonl` if there is one, else from such text files. Names in a .jsonl file are relative to its folder.
+    `metadata.jsonl` if there is one, else from such text files. Names in a .jsonl file are relative to its folder. A folder
+    may be one that GenEval's scripts write: `00000/metadata.jsonl` with the images in `00000/samples`. Other subfolders and
+    files that are no images are left out with a warning.
 
     Args:
         path (`str`): file or folder.
         prompt_column (`str`, *optional*, defaults to `"prompt"`): key of the prompts.
         prompt (`str`, *optional*): of all images, instead of what the files say.
+        needs_prompt (`bool`, *optional*, defaults to `True`): refuse an image without a prompt, which is "" otherwise.
 
     Raises:
-        CommandError: if there are no images, one cannot be read, or has no prompt.
+        CommandError: if there are no images, or one has no prompt.
     """
     source = Path(path).expanduser()
     if source.is_dir():
-        listed = source / "metadata.jsonl"
-        rows = _rows(listed) if listed.is_file() else _folder_rows(source, prompt_column)
+        rows = _folder_rows(source, prompt_column)
     elif source.is_file() and source.suffix.lower() == ".jsonl":
         rows = _rows(source)
     elif source.is_file():
         rows = iter([_file_row(source, prompt_column)])
     else:
         raise CommandError(f"{path!r} does not exist; give image files, folders or .jsonl files.")
-    files = [_image_file(where, image, row, prompt_column, prompt) for where, image, row in rows]
+    files = [_image_file(where, image, row, prompt_column, prompt, needs_prompt) for where, image, row in rows]
     if not files:
-        raise CommandError(f"{path!r} holds no images; known kinds are {', '.join(SUFFIXES)}.")
+        raise CommandError(f"{path!r} holds no images; known kinds are {', '.join(sorted(suffixes()))}.")
     return files
 
 
@@ -90,8 +127,54 @@ def _rows(file: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
 
 
 def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES):
+    if _is_geneval(folder):
+        yield from _geneval_rows(folder)
+        return
+    entries = sorted(folder.iterdir())
+    samples = [entry for entry in entries if entry.is_dir() and _is_geneval(entry)]
+    listed = folder / "metadata.jsonl"
+    if listed.is_file():
+        yield from _rows(listed)
+        return
+    known = suffixes()
+    images = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in known]
+    _tell_left_out(folder, [entry for entry in entries if entry not in {*samples, *images}])
+    for path in images:
         yield _file_row(path, prompt_column)
+    for sample in samples:
+        yield from _geneval_rows(sample)
+
+
+def _is_geneval(folder: Path) -> bool:
+    return (folder / "metadata.jsonl").is_file() and (folder / "samples").is_dir()
+
+
+def _geneval_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Yield the images of one prompt, whose metadata is the only line of a file without image names."""
+    listed, known = folder / "metadata.jsonl", suffixes()
+    try:
+        row = json.loads(_text_of(listed))
+    except json.JSONDecodeError as error:
+        raise CommandError(
+            f"{str(listed)!r} is not one line of JSON ({error}), as GenEval's is; correct it."
+        ) from error
+    for path in sorted((folder / "samples").iterdir()):
+        if path.is_file() and path.suffix.lower() in known:
+            yield f"{folder.name}/samples/{path.name}", path, dict(row)
+
+
+def _tell_left_out(folder: Path, entries: Sequence[Path]) -> None:
+    folders = [f"{entry.name}/" for entry in entries if entry.is_dir()]
+    others = [
+        e.name for e in entries if e.is_file() and e.suffix.lower() not in _BESIDE and not e.name.startswith(".")
+    ]
+    for names, what, cure in (
+        (folders, "subfolder", "give them as further arguments to score what is in them"),
+        (others, "file that is no image", "name a file itself to have it read all the same"),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            warnings.warn(f"{str(folder)!r}: {counted(len(names), what)} left out ({shown}); {cure}.", stacklevel=2)
 
 
 def _file_row(path: Path, prompt_column: str) -> tuple[str, Path, dict[str, Any]]:
@@ -101,29 +184,24 @@ def _file_row(path: Path, prompt_column: str) -> tuple[str, Path, dict[str, Any]
 
 def _text_of(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{str(file)!r} cannot be read ({error}); give it as text in UTF-8.") from error
 
 
-def _image_file(where: str, path: Path, row: dict[str, Any], prompt_column: str, prompt: str | None) -> ImageFile:
-    from PIL import Image, UnidentifiedImageError
-
+def _image_file(
+    where: str, path: Path, row: dict[str, Any], prompt_column: str, prompt: str | None, needs_prompt: bool
+) -> ImageFile:
     found = row.pop(prompt_column, None) if prompt is None else prompt
     if not isinstance(found, str) or not found.strip():
-        keys = f"; its other keys are {', '.join(row)}" if row else ""
-        raise CommandError(
-            f"{where} has no prompt under {prompt_column!r}{keys}; give one in metadata.jsonl or a .txt file beside the image, "
-            "or one for all images with --prompt."
-        )
+        if needs_prompt:
+            keys = f"; its other keys are {', '.join(row)}" if row else ""
+            raise CommandError(
+                f"{where} has no prompt under {prompt_column!r}{keys}; give one in metadata.jsonl or a .txt file beside the "
+                "image, or one for all images with --prompt."
+            )
+        found = ""
     taken = sorted({"prompts", "images", "preview"} & set(row))
     if taken:
         raise CommandError(f"{where} has the key {taken[0]!r}, under which rewards get something else; rename it.")
-    try:
-        with Image.open(path) as image:
-            size = image.size
-    except (OSError, UnidentifiedImageError) as error:
-        raise CommandError(
-            f"{where}: {str(path)!r} cannot be read as an image ({error}); give an image file."
-        ) from error
-    return ImageFile(path, found, row, size)
+    return ImageFile(where, path, found, row)

@@ -7,15 +7,16 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..words import counted, with_error
 from .base import CommandError, CommandParser, quieten_libraries, user_errors
 from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
-from .image_files import ImageFile, images_of
+from .image_files import ImageFile, UnreadableImage, images_of
 
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ WITH_FILES = ("reward_funcs", "json", "output", "images", "prompts", "prompt_col
 """Arguments that mean something where images are there; all others are about drawing some."""
 
 Record = dict[str, Any]
-"""`{"image", "source", "prompt", "rewards": {name: value}}` of one image."""
+"""`{"image", "source", "prompt", "rewards": {name: value}}` of one image; with `"error"` if it cannot be read, and NaN."""
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parses `argv`, scores, prints tables or JSON, and writes the file."""
+    """
+    Parse `argv`, score, print tables or JSON, and write the file.
+
+    Returns the exit status: 1 if images could not be read, whose names go to standard error; the others have their scores.
+    """
     args = _parser().parse_args(argv)
     _check(args, _given(argv))
     records = score(args)
@@ -56,7 +61,14 @@ def run(argv: Sequence[str]) -> int:
             raise CommandError(
                 f"`--output` {args.output!r} cannot be written ({error.strerror}); the scores are above, choose another file."
             ) from error
-    return 0
+    faults = [record for record in records if "error" in record]
+    for record in faults:
+        print(f"trl-progrpo score: {record['image']!r} cannot be read: {record['error']}.", file=sys.stderr)
+    if faults:
+        print(
+            f"trl-progrpo score: {len(faults)} of {counted(len(records), 'image')} without a score.", file=sys.stderr
+        )
+    return 1 if faults else 0
 
 
 def score(args: argparse.Namespace) -> list[Record]:
@@ -73,8 +85,16 @@ def score(args: argparse.Namespace) -> list[Record]:
         runner = RewardRunner(args.reward_funcs)
     if args.images:
         prompt = (args.prompts or [None])[0]
-        files = [file for path in args.images for file in images_of(path, args.prompt_column, prompt)]
-        return list(_score_files(runner, files, args.batch_size))
+        wanted = (args.prompt_column, prompt, runner.reads_prompts)
+        files = [file for path in args.images for file in images_of(path, *wanted)]
+        records = list(_score_files(runner, files, args.batch_size))
+        if all("error" in record for record in records):
+            first = records[0]
+            raise CommandError(
+                f"{first['image']!r} cannot be read as an image ({first['error']})"
+                f"{f', and none of the other {len(records) - 1} either' if len(records) > 1 else ''}; give an image file."
+            )
+        return records
     rows = _rows(args, runner)
     prompts = [row[args.prompt_column] for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != args.prompt_column}
@@ -129,7 +149,7 @@ def print_table(records: Sequence[Record], console: Console | None = None) -> No
             for name, base, adapter in rows
         ]
         sources = [*sources, "difference"]
-    scored = len(records) // (2 if "adapter" in sources else 1)
+    scored = sum("error" not in record for record in records) // (2 if "adapter" in sources else 1)
     table = make_table("Rewards", f"mean ± standard error over {counted(scored, 'image')}", "reward", *sources)
     for name, *cells in rows:
         signs = ["+" if source == "difference" else "" for source in sources]
@@ -258,22 +278,29 @@ def _rows(args: argparse.Namespace, runner: RewardRunner) -> list[Mapping[str, A
 
 
 def _score_files(runner: RewardRunner, files: Sequence[ImageFile], batch_size: int) -> Iterator[Record]:
-    """Images of one size after the other share a batch."""
-    for _, same in groupby(files, key=lambda file: file.size):
-        same = list(same)
-        for start in range(0, len(same), batch_size):
-            batch = same[start : start + batch_size]
-            keys = dict.fromkeys(key for file in batch for key in file.columns)
-            columns = {key: [file.columns.get(key) for file in batch] for key in keys}
-            yield from _score(
-                runner,
-                [file.prompt for file in batch],
-                [file.open() for file in batch],
-                columns,
-                batch_size,
-                [str(file.path) for file in batch],
-                "images",
-            )
+    """Score images of one size that follow each other in one batch; those that cannot be read have no scores."""
+    for _, same in groupby(_opened(files), key=lambda opened: getattr(opened[1], "size", None)):
+        while batch := list(islice(same, batch_size)):
+            found, images = zip(*batch)
+            names, prompts = [str(file.path) for file in found], [file.prompt for file in found]
+            if isinstance(images[0], UnreadableImage):
+                nothing = dict.fromkeys(runner.names, math.nan)
+                for file, error in batch:
+                    listed = "" if file.where == file.path.name else f"{file.where}: "
+                    record = {"image": str(file.path), "source": "images", "prompt": file.prompt, "rewards": nothing}
+                    yield record | {"error": f"{listed}{error}"}
+                continue
+            keys = dict.fromkeys(key for file in found for key in file.columns)
+            columns = {key: [file.columns.get(key) for file in found] for key in keys}
+            yield from _score(runner, prompts, images, columns, batch_size, names, "images")
+
+
+def _opened(files: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image.Image | UnreadableImage]]:
+    for file in files:
+        try:
+            yield file, file.open()
+        except UnreadableImage as error:
+            yield file, error
 
 
 def _score(

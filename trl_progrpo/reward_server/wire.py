@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -146,7 +146,7 @@ def decode_image(data: bytes, index: int, max_pixels: int) -> np.ndarray:
             if image.mode not in IMAGE_MODES or "transparency" in image.info:
                 mode = image.mode if image.mode not in IMAGE_MODES else f"{image.mode} with transparency"
                 raise HTTPException(422, f"image {index} is of mode {mode}; send 8-bit RGB or grey, without alpha.")
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except HTTPException:
         raise
     except Image.DecompressionBombError:

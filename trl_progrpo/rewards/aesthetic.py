@@ -35,6 +35,7 @@ class Aesthetic(LearnedReward):
     """
 
     __name__ = "aesthetic"
+    reads_prompts = False
 
     def __init__(
         self,

@@ -18,12 +18,13 @@ RewardFunc = Callable[..., list[float | None]]
 one entry per image, and so does `preview` (`bool`): whether the images are previews of unfinished trajectories. `None`
 means the reward does not apply to that sample. A function without `**kwargs` is given only the keywords it names.
 
-It may have two attributes:
+It may have three attributes:
 
 * `check_row(prompt, **columns)` is asked about every row before weights are loaded, and again before images of it are scored; it
   raises a `ValueError` with a sentence for a row that the reward cannot score, and returns nothing.
 * `dataset_columns` (`Sequence[str]`): the columns that a function with `**kwargs` reads; all when unset. Pictures in a column
   that no reward reads are never decoded.
+* `reads_prompts` (`bool`): `False` for a function that looks at images only; `trl-progrpo score` asks for no prompts then.
 """
 
 REWARDS = Registry("reward function", "trl_progrpo.rewards")

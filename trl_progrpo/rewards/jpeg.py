@@ -44,6 +44,9 @@ def jpeg_incompressibility(prompts: Sequence[str], images: Sequence[Image.Image]
     return [jpeg_size(image) for image in images]
 
 
+jpeg_compressibility.reads_prompts = jpeg_incompressibility.reads_prompts = False
+
+
 def jpeg_size(image: Image.Image, quality: int = QUALITY) -> float:
     """
     Size of an image as a JPEG file, in kB of 1000 bytes.

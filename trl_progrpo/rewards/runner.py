@@ -86,6 +86,11 @@ class RewardRunner:
     def __len__(self) -> int:
         return len(self.functions)
 
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether any function looks at prompts: all do but those with the attribute `reads_prompts = False`."""
+        return any(getattr(function, "reads_prompts", True) for function in self.functions)
+
     def load(self) -> None:
         """
         Loads what the functions have put off: every one that is an object with a method `load` is told to, so that a model
