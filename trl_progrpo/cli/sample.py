@@ -10,7 +10,10 @@ from pathlib import Path
 
 from .base import CommandError, CommandParser, quieten_libraries, user_errors
 from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
-from .image_files import SUFFIXES
+
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings of files that a grid is written to."""
 
 
 def run(argv: Sequence[str]) -> int:
