@@ -89,6 +89,7 @@ from .sharded_trainer import ShardingTrainer
 from .sharding import backward, gradients_accumulate, load_whole_weights, reshard, shard
 from .sharding_checks import check_sharding, sharding_of
 from .spread import Spread
+from .standard_streams import keep_printing
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
 from .trainer_checks import (
@@ -173,6 +174,7 @@ class ProGRPOTrainer(ShardingTrainer):
         eval_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
         preview_reward_funcs: RewardFunc | str | Sequence[RewardFunc | str] | None = None,
     ):
+        keep_printing()
         model = by_name(model)
         args = args if args is not None else ProGRPOConfig(output_dir="trl-progrpo-output")
         check_objects(args, peft_config)
@@ -751,6 +753,7 @@ class ProGRPOTrainer(ShardingTrainer):
         Raises:
             ValueError: if there are no held-out prompts, or as [`~data.check_prompts`] and [`~data.check_rows`].
         """
+        keep_printing()
         if isinstance(eval_dataset, str) and eval_dataset in (self.eval_dataset or ()):
             eval_dataset = {eval_dataset: self.eval_dataset[eval_dataset]}
         if eval_dataset is not None:
@@ -978,6 +981,7 @@ class ProGRPOTrainer(ShardingTrainer):
         Raises:
             ValueError: if there is no such checkpoint, or it is damaged.
         """
+        keep_printing()
         check_trained(self.family, self.model, self.use_adapter)
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         # Nothing of an earlier run of this object: its rollouts have the same indices.

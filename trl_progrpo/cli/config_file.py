@@ -138,12 +138,13 @@ def to_values(data: Any) -> Any:
     return [to_values(value) for value in data] if isinstance(data, list) else data
 
 
-def dump_yaml(data: Any, flow: bool | None = False) -> str:
+def dump_yaml(data: Any, flow: bool | None = False, unicode: bool = True) -> str:
     """
     Return `data` as YAML that this module reads as it is, and most others do.
 
     Args:
         data (`Any`): of dictionaries, lists, texts, numbers, truth values and `None`.
         flow (`bool`, *optional*, defaults to `False`): on one line; `None` for what holds nothing but single values.
+        unicode (`bool`, *optional*, defaults to `True`): letters beyond ASCII as they are, and not as escapes.
     """
-    return yaml.dump(data, Dumper=_Dumper, allow_unicode=True, width=100, sort_keys=False, default_flow_style=flow)
+    return yaml.dump(data, Dumper=_Dumper, allow_unicode=unicode, width=100, sort_keys=False, default_flow_style=flow)

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..arithmetic import count_work, prune_schedule
+from ..standard_streams import prints_unicode
 from ..words import counted, in_figures
 from .base import quieten_libraries, user_errors
 from .resolved_config import resolved_config, to_yaml
@@ -65,7 +66,7 @@ def dry_run(
         print(f"#\n# {title}")
         for label, text in lines:
             print(f"#   {label:<22}{text}")
-    print(f"\n{to_yaml(config)}", end="")
+    print(f"\n{to_yaml(config, prints_unicode())}", end="")
     return 0
 
 

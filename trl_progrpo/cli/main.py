@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ..standard_streams import keep_printing, lost_output
 from .base import CommandError, short_warnings
 
 
@@ -22,6 +23,9 @@ COMMANDS = {
     "env": "print versions and hardware, for bug reports",
 }
 """Subcommands and their one-line help. Each is a module beside this one with `run(argv) -> int`; dashes become underscores."""
+
+_PRINT_ALL = ("score", "plan", "env")
+"""Those whose output is what they were called for, so that it is an error if it cannot be written."""
 
 _EXAMPLES = """\
 examples:
@@ -38,11 +42,13 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Runs a subcommand and returns the exit status: 0, or 2 for a mistake of the user's, told in one sentence on standard
-    error, or that of another process which failed. Any other exception is a defect and keeps its traceback.
+    error, or 1 if what was asked for could not be printed, or that of another process which failed. Any other exception is a
+    defect and keeps its traceback.
 
     Args:
         argv (`Sequence[str]`, *optional*): arguments without the program's name; `sys.argv[1:]` when unset.
     """
+    keep_printing()
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
@@ -67,7 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.path.append(os.getcwd())
         module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
         with short_warnings():
-            return module.run(argv[1:])
+            status = module.run(argv[1:])
+        lost = lost_output()
+        if lost is not None:
+            print(
+                f"{prog}: standard output could not be written ({lost}), and what was said there is lost; make room, or "
+                "redirect it to another place.",
+                file=sys.stderr,
+            )
+            return status or int(command in _PRINT_ALL)
+        return status
     except CommandError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return error.exit_status

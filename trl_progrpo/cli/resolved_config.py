@@ -44,12 +44,12 @@ def resolved_config(*arguments: Any) -> dict[str, Any]:
     return config
 
 
-def to_yaml(config: dict[str, Any]) -> str:
-    """Keys in their order, lists of numbers on one line."""
+def to_yaml(config: dict[str, Any], unicode: bool = True) -> str:
+    """Return keys in their order, lists of numbers on one line; without `unicode` other letters than ASCII as escapes."""
     from .config_file import dump_yaml
 
     return "".join(
-        dump_yaml({key: value}, flow)
+        dump_yaml({key: value}, flow, unicode)
         for key, value in config.items()
         for flow in [None if isinstance(value, list) and not any(isinstance(item, dict) for item in value) else False]
     )

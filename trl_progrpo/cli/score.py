@@ -13,6 +13,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..standard_streams import prints_unicode
 from ..words import counted, with_error
 from .base import CommandError, CommandParser, quieten_libraries, user_errors
 from .generate import add_model_arguments, base_and_adapter, check_model_arguments, check_writable, load_model
@@ -46,21 +47,20 @@ def run(argv: Sequence[str]) -> int:
     records = score(args)
     from ..report.record import without_nan
 
-    lines = [json.dumps(without_nan(record), ensure_ascii=False) for record in records]
+    plain = [without_nan(record) for record in records]
+    # The file first: it must not depend on who reads what is printed.
+    unwritten = _write(args.output, plain) if args.output is not None else None
     if args.json:
-        print("\n".join(lines))
+        print("\n".join(json.dumps(record, ensure_ascii=not prints_unicode()) for record in plain))
     else:
         if args.images:
             print_scores(records)
         if len(records) > 1:
             print_table(records)
-    if args.output is not None:
-        try:
-            Path(args.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise CommandError(
-                f"`--output` {args.output!r} cannot be written ({error.strerror}); the scores are above, choose another file."
-            ) from error
+    if unwritten is not None:
+        raise CommandError(
+            f"`--output` {args.output!r} cannot be written ({unwritten.strerror}); the scores are above, choose another file."
+        ) from unwritten
     faults = [record for record in records if "error" in record]
     for record in faults:
         print(f"trl-progrpo score: {record['image']!r} cannot be read: {record['error']}.", file=sys.stderr)
@@ -69,6 +69,15 @@ def run(argv: Sequence[str]) -> int:
             f"trl-progrpo score: {len(faults)} of {counted(len(records), 'image')} without a score.", file=sys.stderr
         )
     return 1 if faults else 0
+
+
+def _write(path: str, records: Sequence[Record]) -> OSError | None:
+    """Write lines of JSON, and return what went wrong, if so."""
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    try:
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        return error
 
 
 def score(args: argparse.Namespace) -> list[Record]:

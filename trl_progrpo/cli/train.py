@@ -130,7 +130,7 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
     if resume is not None:
         with user_errors():
             check_weights(trainer, resume)
-    main_process, output_dir = trainer.is_world_process_zero(), training_args.output_dir
+    main_process = trainer.is_world_process_zero()
     if main_process:
         _notice(script_args, training_args, train_dataset, eval_dataset)
 
@@ -156,28 +156,39 @@ def train(script_args: ScriptArguments, model_args: ModelArguments, training_arg
     if main_process:
         files = _write_results(script_args, trainer, before, after, grid_rows, images, cases, num_fixed)
     trainer.create_model_card(dataset_name=_hub_datasets(script_args))
-    if main_process:
-        from ..model_card import loading_code
-        from ..model_card.facts import describe_schedule
-        from ..plots import prune_group_sizes
-        from .summary import summary
-
-        summary(
-            trainer.state.log_history,
-            kept_step=trainer.kept_step,
-            files=_saved_files(trainer, output_dir) | files,
-            code=loading_code(trainer, output_dir),
-            group_sizes=prune_group_sizes(training_args, trainer.schedule_choices),
-            num_inference_steps=training_args.num_inference_steps,
-            schedule=describe_schedule(training_args, trainer.schedule_choices) if trainer.schedule_choices else None,
-        )
-    if training_args.push_to_hub:
-        # Last: it may take long, or fail, and what it says then is what the user needs to read.
-        quieten_libraries()  # Training has switched the client's progress bars on again.
-        pushed = trainer.push_to_hub()
-        if pushed is not None:
-            print(f"Pushed to {pushed.repo_url}")
+    # Saved, then pushed, and told last of all: nothing that is printed may stand between a run and its results.
+    pushed = None
+    try:
+        if training_args.push_to_hub:
+            quieten_libraries()  # Training has switched the client's progress bars on again.
+            pushed = trainer.push_to_hub()
+    finally:
+        if main_process:
+            _tell(trainer, files)
+    if pushed is not None:
+        print(f"Pushed to {pushed.repo_url}")
+    elif training_args.push_to_hub and main_process:
+        print("Not pushed to the Hub; the reason, and how to push again, stand above.", file=sys.stderr)
     return trainer
+
+
+def _tell(trainer: ProGRPOTrainer, files: dict[str, Path]) -> None:
+    """Print what came of a run."""
+    from ..model_card import loading_code
+    from ..model_card.facts import describe_schedule
+    from ..plots import prune_group_sizes
+    from .summary import summary
+
+    args, choices = trainer.args, trainer.schedule_choices
+    summary(
+        trainer.state.log_history,
+        kept_step=trainer.kept_step,
+        files=_saved_files(trainer, args.output_dir) | files,
+        code=loading_code(trainer, args.output_dir),
+        group_sizes=prune_group_sizes(args, choices),
+        num_inference_steps=args.num_inference_steps,
+        schedule=describe_schedule(args, choices) if choices else None,
+    )
 
 
 def _leave(trainer: ProGRPOTrainer) -> ProGRPOTrainer:
