@@ -237,7 +237,7 @@ OTHER_COMMANDS = [
     ("score --reward geneval a.png --prompt a", ("error: reward `geneval` needs the dataset column `include`", "add it to")),
     ("score --reward raising_reward:f a.png --prompt a", ("no licence", "mend it")),
     ("score --reward shapes latin.jsonl", ("'latin.jsonl' cannot be read", "UTF-8")),
-    ("score --reward shapes MODEL --prompts a --height 31", ("`height` is 31", "multiples of 8", "use 32")),
+    ("score --reward shapes MODEL --prompts 'a red circle' --height 31", ("`height` is 31", "multiples of 8", "use 32")),
     ("score --reward shapes MODEL --dataset_name nowhere.jsonl", ("`dataset_name` is 'nowhere.jsonl'", "no such file")),
     ("report", ("OUTPUT_DIR", "see `trl-progrpo report --help`")),
     ("report nowhere", ("'nowhere' is no folder", "give the `output_dir` of a run")),

@@ -169,7 +169,7 @@ def test_there_are_enough_of_them_and_no_two_are_the_same():
         f"train {GOOD} {SMALL}",
         f"plan {GOOD}",
         f"sample {MODEL}",
-        f"score --reward shapes {MODEL} --prompts a",
+        f"score --reward shapes {MODEL} --prompts 'a red circle'",
     ],
 )
 def test_without_a_mistake_weights_are_read(no_weights, line, tmp_path, monkeypatch, capsys):

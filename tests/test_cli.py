@@ -287,7 +287,7 @@ class FakeTrainer:
         from trl_progrpo.evaluation import PairedGains
         from trl_progrpo.rewards import RewardRunner
 
-        self.eval_dataset, self.paired_gains = eval_dataset, PairedGains()
+        self.train_dataset, self.eval_dataset, self.paired_gains = train_dataset, eval_dataset, PairedGains()
         self.args, self.calls, self.peft_config = args, [], peft_config
         self.reward_runner, self.rank_watch = RewardRunner(reward_funcs), RankWatch()
         self.state = SimpleNamespace(log_history=[], global_step=0)

@@ -149,7 +149,15 @@ class TestOutput:
     def test_needs_no_weights(self, without_weights, tmp_path, capsys):
         (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {i}" for i in range(8)))
         argv = ["--model_name_or_path", without_weights, "--dataset_name", str(tmp_path / "prompts.txt")]
-        argv += ["--reward_funcs", "shapes", *BATCH, "--max_steps", "3", "--output_dir", str(tmp_path / "out")]
+        argv += [
+            "--reward_funcs",
+            "jpeg_compressibility",
+            *BATCH,
+            "--max_steps",
+            "3",
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
         said, _, _ = printed(capsys, *argv, "--num_processes", "2")
         said = {label.strip(): text for label, text in said.items()}
         assert said["training prompts"] == "8"

@@ -189,7 +189,8 @@ class ProGRPOConfig(BaseConfig):
             The same for `preview_reward_funcs`; all 1 when unset.
         on_reward_error (`str`, *optional*, defaults to `"raise"`):
             What follows when a reward function raises, takes longer than `reward_timeout`, or returns something else than
-            one finite number or `None` per image. `"raise"` stops the run, on all processes. `"skip"` leaves the images
+            one finite number or `None` per image. `"raise"` stops the run, on all processes, with a checkpoint
+            where there is one process. `"skip"` leaves the images
             that have no score out of their groups, and a group with fewer than 2 left out of the update;
             `reward_errors/*` and `frac_groups_left_out` count them. `"retry"` calls again, `reward_max_retries` times,
             and then stops.

@@ -139,7 +139,7 @@ def make_plan(
     """
     from ..arithmetic import prune_schedule
     from ..cost import WorkCount
-    from ..data import check_prompts
+    from ..data import as_rewards_read, check_prompts
     from ..planning import Option, expected_gain, verdict
     from .data import load_prompts, named_data
     from .dry_run import launched_processes, resolve_policy, resolve_rewards
@@ -151,11 +151,12 @@ def make_plan(
     config = resolved_config(script_args, model_args, training_args)
     train, _ = load_prompts(script_args, training_args.prompt_column)
     with named_data(script_args), user_errors():
+        runners = resolve_rewards(script_args, training_args)
+        train, _ = as_rewards_read(train, None, training_args.prompt_column, *runners)
         check_prompts(train, training_args.prompt_column, "train_dataset")
         rows = rows_of(train, max(ROWS, options.calibration_groups))
         family, facts, flops, not_counted = count(model_args, training_args, rows)
         policy, trained_steps = resolve_policy(family, training_args)
-        runners = resolve_rewards(script_args, training_args)
     levels = []
     if options.calibrate:
         levels = noise_levels(training_args, family, options.noise_levels)
