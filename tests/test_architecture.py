@@ -15,7 +15,19 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path
 
 # From the bottom up; a module may import those of lower layers, and those beside it that belong to the same package.
 LAYERS = [
-    ["geometry", "isolation", "manifest", "registry", "seeds", "standard_streams", "timing", "types", "words"],
+    [
+        "geometry",
+        "isolation",
+        "manifest",
+        "optimizers",
+        "options",
+        "registry",
+        "seeds",
+        "standard_streams",
+        "timing",
+        "types",
+        "words",
+    ],
     ["advantages", "losses", "metrics", "policies", "pruning", "windows", "tiny", "cost"],
     ["arithmetic", "audit", "families", "heldout", "out_of_memory", "overlap", "planning", "rewards", "spread"],
     [

@@ -71,13 +71,20 @@ def without_effect(args: ProGRPOConfig) -> dict[str, str]:
 
     prunes = bool(given("prune_steps")) or given("prune_schedule") is not None
     selects = prunes or (given("num_expansions") or 0) > given("num_generations")
+    schedule, optimizer = (getattr(given(name), "value", given(name)) for name in ("lr_scheduler_type", "optim"))
+    warms_up = schedule not in ("constant", "reduce_lr_on_plateau", "greedy")
+    averages = str(optimizer).startswith("schedule_free_")
     works = {
+        "warmup_steps": (
+            warms_up or optimizer in ("schedule_free_adamw", "schedule_free_sgd"),
+            "`lr_scheduler_type` with a warm-up, such as constant_with_warmup",
+        ),
         "negative_prompt": ((given("guidance_scale") or 0) > 1, "`guidance_scale` above 1"),
         "sde_window_size": (given("sde_window") is not None, "`sde_window`"),
         "sde_window_start": (given("sde_window") is not None, "`sde_window`"),
         "sde_window_interval": (given("sde_window") == "sliding", "`sde_window` sliding"),
         "ema_update_interval": (given("ema_decay") is not None, "`ema_decay`"),
-        "eval_use_ema": (given("ema_decay") is not None, "`ema_decay`"),
+        "eval_use_ema": (given("ema_decay") is not None or averages, "`ema_decay`"),
         "preview_decoder": (prunes, "`prune_steps` or `prune_schedule`"),
         "preview_downscale": (prunes, "`prune_steps` or `prune_schedule`"),
         "preview_batch_size": (prunes, "`prune_steps` or `prune_schedule`"),

@@ -12,13 +12,17 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from . import __version__
+from .inherited import WATCHING_SCHEDULES
 from .manifest import MANIFEST, Damaged, check_files, read_manifest, sync_directory, write_manifest
+from .optimizers import RUN_STATE_KEY
+from .options import REFUSED_WITH, resume_rule
 from .sharding_checks import sharding_of, sharding_of_checkpoint
 
 
@@ -30,19 +34,6 @@ STAGING = ".saving"
 """Folder in the output folder where a checkpoint is written; what is found in it at a start was left by a killed process."""
 
 STATE_FILE = "trainer_state.json"
-
-ORDER = (
-    "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_generations",
-    "num_iterations", "prompts_per_rollout", "group_placement", "seed", "data_seed",
-)  # fmt: skip
-"""Settings that fix which prompts and which noise a step has; in the middle of a run they cannot change."""
-
-SAMPLING = (
-    "policy", "noise_level", "eta", "num_inference_steps", "guidance_scale", "negative_prompt", "sde_window", "sde_window_size",
-    "sde_window_start", "sde_window_interval", "train_timestep_fraction", "log_prob_reduction", "height", "width",
-    "max_sequence_length",
-)  # fmt: skip
-"""Settings that a rollout was sampled with; while it is being trained on they cannot change."""
 
 _ROLLOUT = re.compile(r"rollout_\d+\.safetensors")
 
@@ -152,8 +143,8 @@ def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
 
     Raises:
         ValueError: if `folder` is no checkpoint, is damaged (then it names the newest beside it that is whole), is beyond
-            `max_steps`, or belongs to a run of other processes or order of prompts, or in the midst of a rollout of other
-            settings.
+            `max_steps`, or belongs to a run of other processes, or of options that cannot be others now; see
+            [`~options.RESUME_RULES`].
     """
     if not any(os.path.isfile(os.path.join(folder, name)) for name in (STATE_FILE, MANIFEST)):
         raise ValueError(
@@ -172,7 +163,7 @@ def check_checkpoint(folder: str, args: ProGRPOConfig) -> None:
             f"`resume_from_checkpoint` is {folder!r}, saved with {then} process{'' if then == 1 else 'es'}, while this run has "
             f"{args.world_size}; use as many as then, for they fix which prompts a step has."
         )
-    _check_order(folder, args)
+    _check_options(folder, args)
     _check_sharding(folder, args)
     _check_step(folder, args)
     if lost:
@@ -192,30 +183,48 @@ def _look_through(folder: str) -> tuple[dict[str, Any], bool]:
     return manifest, lost
 
 
-def _check_order(folder: str, args: ProGRPOConfig) -> None:
+def _check_options(folder: str, args: ProGRPOConfig) -> None:
     saved = json.loads(Path(folder, "training_args.json").read_text(encoding="utf-8"))
     if saved.get("save_only_model"):
         raise ValueError(
             f"`resume_from_checkpoint` is {folder!r}, saved with `save_only_model`, so it has no optimiser to go on with; start "
             "a new run, or save without it."
         )
-    _refuse_changes(ORDER, saved, args, f"{folder!r}; use that again, for it fixes which prompts a step has")
-    if any(_ROLLOUT.fullmatch(name) for name in os.listdir(folder)):
-        cure = "use that again, or a checkpoint between two rollouts, which has no rollout_*.safetensors"
-        _refuse_changes(SAMPLING, saved, args, f"{folder!r} in the midst of a rollout; {cure}")
-    then, now = saved.get("ema_decay"), args.ema_decay
-    if (then is None) != (now is None):
-        raise ValueError(
-            f"`ema_decay` is {now}, but {then} in the run that saved {folder!r}; an average is kept from the first update on or "
-            "not at all."
-        )
+    refused = _refused_rules(folder)
+    for field in fields(args):
+        rule, then, now = resume_rule(field), saved.get(field.name), getattr(args, field.name)
+        now = getattr(now, "value", now)
+        # Where no best is asked for any more, none is compared.
+        if field.name not in saved or then == now or (rule == "best" and now is None):
+            continue
+        if rule in refused:
+            where = f"{folder!r} in the midst of a rollout" if rule == "rollout" else repr(folder)
+            raise ValueError(
+                f"`{field.name}` is {now}, but {then} in the run that saved {where}; {REFUSED_WITH[rule]}."
+            )
+        if rule == "average" and None in (then, now):
+            raise ValueError(
+                f"`{field.name}` is {now}, but {then} in the run that saved {folder!r}; an average is kept from the first "
+                "update on or not at all."
+            )
+        if rule == "schedule" and {then, now} & set(WATCHING_SCHEDULES):
+            raise ValueError(
+                f"`{field.name}` is {now}, but {then} in the run that saved {folder!r}; use that again, for one counts steps "
+                "and the other watches the held-out reward in a way of its own."
+            )
 
 
-def _refuse_changes(names: tuple[str, ...], saved: dict[str, Any], args: ProGRPOConfig, where: str) -> None:
-    for name in names:
-        then, now = saved.get(name), getattr(args, name)
-        if name in saved and then != now:
-            raise ValueError(f"`{name}` is {now}, but {then} in the run that saved {where}.")
+def _refused_rules(folder: str) -> set[str]:
+    """The rules by which a changed option is refused, of this checkpoint."""
+    state = json.loads(Path(folder, STATE_FILE).read_text(encoding="utf-8"))
+    # Each machine may have its own part alone.
+    run_states = [json.loads(path.read_text(encoding="utf-8")) for path in Path(folder).glob("run_state_*.json")]
+    holds = {
+        "rollout": any(_ROLLOUT.fullmatch(name) for name in os.listdir(folder)),
+        "best": state["best_metric"] is not None,
+        "optimizer": not all(RUN_STATE_KEY in run_state for run_state in run_states),
+    }
+    return {rule for rule in REFUSED_WITH if holds.get(rule, True)}
 
 
 def _check_step(folder: str, args: ProGRPOConfig) -> None:

@@ -29,6 +29,7 @@ from .checkpoint_folders import (
     warn_of_earlier,
 )
 from .model_card import name_on_hub
+from .optimizers import RUN_STATE_KEY
 from .rewards import RewardError, RowError
 from .saving import save_denoiser, save_pipeline
 from .sharding import class_of, is_sharded, load_whole_state, whole_denoiser
@@ -225,17 +226,31 @@ def _save_whole(trainer: ProGRPOTrainer, folder: str, raw: bool, whole: bool) ->
         trainer.whole_pipelines.add(folder)
 
 
-def load_weights(trainer: ProGRPOTrainer, folder: str) -> None:
-    """Loads what [`save_weights`] wrote into a checkpoint, and the average with its count of updates."""
+def load_weights(trainer: ProGRPOTrainer, folder: str, to_train: bool = True) -> None:
+    """
+    Loads what [`save_weights`] wrote into a checkpoint, and the average with its count of updates.
+
+    Args:
+        trainer ([`ProGRPOTrainer`]): whose weights they become.
+        folder (`str`): the checkpoint.
+        to_train (`bool`, *optional*, defaults to `True`): whether the optimiser goes on from there. Otherwise, where it is the
+            optimiser that keeps an average, that is what is loaded.
+    """
     family, name, ema = trainer.family, trainer.family.denoiser_name, trainer.ema
-    if ema is None:
-        _load(trainer, folder, ADAPTER_FILE, name)
-        return
     _load(trainer, folder, ADAPTER_FILE, name)
+    if ema is None:
+        if to_train and _has_raw(trainer, folder):
+            _load(trainer, folder, RAW_ADAPTER_FILE, f"{name}_raw")
+        return
     ema.shadow_params = [tensor.detach().clone() for tensor in averaged_tensors(family.denoiser)]
     with open(os.path.join(folder, STATE_FILE)) as file:
         ema.optimization_step = json.load(file)["global_step"] // trainer.args.ema_update_interval
     _load(trainer, folder, RAW_ADAPTER_FILE, f"{name}_raw")
+
+
+def _has_raw(trainer: ProGRPOTrainer, folder: str) -> bool:
+    name = RAW_ADAPTER_FILE if trainer.use_adapter else f"{trainer.family.denoiser_name}_raw"
+    return os.path.exists(os.path.join(folder, name))
 
 
 def _load(trainer: ProGRPOTrainer, folder: str, adapter_file: str, denoiser_folder: str) -> None:
@@ -302,4 +317,5 @@ def _watches(trainer: ProGRPOTrainer) -> dict[str, Any]:
         "audit": trainer._audit_watch,
         "held_out": trainer._hacking_watch,
         "before_training": trainer.paired_gains,
+        **({} if trainer.is_deepspeed_enabled else {RUN_STATE_KEY: trainer.initial_settings}),
     }

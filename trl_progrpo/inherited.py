@@ -19,6 +19,7 @@ import torch
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.training_args import OptimizerNames
 
 
 _AT_LEAST_ONE = (
@@ -42,7 +43,26 @@ PIPELINE_TEXTS = ("revision", "variant", "cache_dir", "mirror", "custom_pipeline
 _PIPELINE_PATHS = ("cache_dir", "custom_pipeline")
 """Those that may be files or folders here."""
 
-_WATCHING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+WATCHING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+"""Those whose rate follows from evaluations."""
+
+_SCHEDULE_FREE = "schedule_free_"
+_IN_BACKWARD = "it updates weights in the backward pass, of which an update of several denoising steps has several"
+_OBJECTS = "its state holds objects, which a checkpoint cannot give back, as checkpoints are read without running code from them"
+UNFIT_OPTIMIZERS = {
+    "galore_adamw": _OBJECTS,
+    "galore_adamw_8bit": _OBJECTS,
+    "galore_adafactor": _OBJECTS,
+    "apollo_adamw": _OBJECTS,
+    "galore_adamw_layerwise": _IN_BACKWARD,
+    "galore_adamw_8bit_layerwise": _IN_BACKWARD,
+    "galore_adafactor_layerwise": _IN_BACKWARD,
+    "apollo_adamw_layerwise": _IN_BACKWARD,
+    "lomo": _IN_BACKWARD,
+    "adalomo": _IN_BACKWARD,
+    "grokadamw": "a checkpoint does not give its state back: a resumed run would begin it anew",
+}
+"""Names that `optim` takes in transformers and that are refused here, with the reason."""
 # Of several evaluation sets, the name of one comes first.
 _METRIC = re.compile(r"(.+_)?reward(_stderr|s/.+/(mean|stderr))?")
 
@@ -98,6 +118,15 @@ def check_choices(args: TrainingArguments) -> None:
     schedules = [kind.value for kind in SchedulerType]
     if getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) not in schedules:
         raise ValueError(f"`lr_scheduler_type` is {args.lr_scheduler_type!r}; use one of {', '.join(schedules)}.")
+    optimizers = [name.value for name in OptimizerNames if name.value not in UNFIT_OPTIMIZERS]
+    optimizer = getattr(args.optim, "value", args.optim)
+    if optimizer in UNFIT_OPTIMIZERS:
+        raise ValueError(
+            f"`optim` is {optimizer!r}, which is not supported: {UNFIT_OPTIMIZERS[optimizer]}; use e.g. adamw_torch_fused, "
+            "adafactor or adamw_8bit."
+        )
+    if optimizer not in optimizers:
+        raise ValueError(f"`optim` is {optimizer!r}; use one of {', '.join(optimizers)}.")
     best = args.metric_for_best_model
     if watches_a_metric(args) and best is not None and not _METRIC.fullmatch(best):
         raise ValueError(
@@ -145,7 +174,92 @@ def use_one_device(args: TrainingArguments) -> None:
 def watches_a_metric(args: TrainingArguments) -> bool:
     """Whether something follows from evaluations: which checkpoint is kept or loaded, or how fast is learned."""
     kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    return args.load_best_model_at_end or args.save_strategy == "best" or kind in _WATCHING_SCHEDULES
+    return args.load_best_model_at_end or args.save_strategy == "best" or kind in WATCHING_SCHEDULES
+
+
+def is_schedule_free(args: TrainingArguments) -> bool:
+    """Whether the optimiser keeps an average of the weights by itself, in the place of a schedule."""
+    return getattr(args.optim, "value", args.optim).startswith(_SCHEDULE_FREE)
+
+
+def follow_the_reward(args: TrainingArguments) -> None:
+    """
+    Tell a schedule that watches the held-out reward that more is better; of itself it takes what it watches for a loss.
+
+    `lr_scheduler_kwargs` gets `mode`, and for `greedy` a `min_lr` of 0: its own, 1e-3, is above the rates of use here.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): after its own initialisation.
+
+    Raises:
+        ValueError: for a `mode` against `greater_is_better`, or a `min_lr` that leaves nothing to cut.
+    """
+    kind = SchedulerType(args.lr_scheduler_type).value
+    if kind not in WATCHING_SCHEDULES:
+        return
+    mode = "max" if args.greater_is_better else "min"
+    args.lr_scheduler_kwargs = {
+        "mode": mode,
+        **({"min_lr": 0.0} if kind == "greedy" else {}),
+        **(args.lr_scheduler_kwargs or {}),
+    }
+    given, least = args.lr_scheduler_kwargs["mode"], args.lr_scheduler_kwargs.get("min_lr", 0.0)
+    if given in ("min", "max") and given != mode:
+        raise ValueError(
+            f"`lr_scheduler_kwargs` holds 'mode' {given!r}, with which the rate would be cut while "
+            f"`{args.metric_for_best_model}` gets better (`greater_is_better` is {args.greater_is_better}); leave it out, or "
+            f"give {mode!r}."
+        )
+    least = least if isinstance(least, (list, tuple)) else [least]
+    for value in least:
+        if isinstance(value, (int, float)) and value >= args.learning_rate:
+            raise ValueError(
+                f"`lr_scheduler_kwargs` holds 'min_lr' {value:g}, not below `learning_rate` {args.learning_rate:g}, so that the "
+                "rate could never be cut; give a smaller one."
+            )
+
+
+def check_optimizer_runs(args: TrainingArguments) -> None:
+    """
+    Args:
+        args ([`~transformers.TrainingArguments`]): after its own initialisation.
+
+    Raises:
+        ValueError: if the optimiser is not installed, or what it is asked for does not go with it.
+    """
+    name = args.optim.value
+    tried = copy.copy(args)
+    tried.optim_args = None
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(tried)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"`optim` is {name!r}, which cannot be used on this machine ({_in_a_line(error)}); do that, or use e.g. "
+            "adamw_torch_fused."
+        ) from error
+    if not is_schedule_free(args):
+        return
+    if getattr(args, "ema_decay", None) is not None:
+        raise ValueError(
+            f"`ema_decay` is {args.ema_decay}, but `optim` {name!r} keeps an average of its own, which is evaluated and saved; "
+            "leave one of the two out."
+        )
+    if getattr(args, "deepspeed_plugin", None) is not None:
+        raise ValueError(
+            f"`optim` is {name!r}, but DeepSpeed keeps the exact weights to itself, of which it would have to give the average; "
+            "use another optimiser."
+        )
+    if args.warmup_steps % 1:
+        raise ValueError(
+            f"`warmup_steps` is {args.warmup_steps}, but `optim` {name!r} counts steps; give a whole number."
+        )
+    kind = SchedulerType(args.lr_scheduler_type).value
+    if kind != "constant":
+        warnings.warn(
+            f"`lr_scheduler_type` is {kind!r}, but `optim` {name!r} takes the place of a schedule; use 'constant'"
+            + (", with `warmup_steps` as they are." if args.warmup_steps else "."),
+            stacklevel=4,
+        )
 
 
 def check_dicts(args: Any) -> None:

@@ -17,6 +17,7 @@ from transformers.integrations import TensorBoardCallback
 
 from .adapters import averaged_tensors
 from .checkpoints import load_run_state
+from .optimizers import begin_averaging
 
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class LoopCallback(TrainerCallback):
         ]
 
     def on_train_begin(self, args, state, control, **kwargs):
+        begin_averaging(self.trainer.optimizer)
+        # Those of the checkpoint are in it.
+        state.compute_steps(args, state.max_steps)
         # The loop starts with an empty log, or that of a checkpoint, which has them already, unless they are of other prompts.
         begun = [entry for entry in state.log_history if entry.get("step") == 0]
         known = [_evaluated(entry) for entry in begun]

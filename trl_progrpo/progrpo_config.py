@@ -9,14 +9,24 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 
 from ._trl import BaseConfig
 from .arithmetic import without_effect
 from .geometry import PLACEMENTS, Geometry
-from .inherited import check_choices, check_dicts, check_keywords, check_numbers, use_one_device, watches_a_metric
+from .inherited import (
+    check_choices,
+    check_dicts,
+    check_keywords,
+    check_numbers,
+    check_optimizer_runs,
+    follow_the_reward,
+    use_one_device,
+    watches_a_metric,
+)
+from .options import option
 from .policies import POLICIES
 from .pruning import PRUNING_RULES
 from .rewards import ON_REWARD_ERROR
@@ -158,7 +168,7 @@ class ProGRPOConfig(BaseConfig):
         per_device_train_batch_size (`int`, *optional*, defaults to `12`):
             Trajectories per micro-batch at most, one group of the default size.
         learning_rate (`float`, *optional*, defaults to `3e-4`):
-            Initial learning rate of AdamW.
+            Initial learning rate of the optimiser.
         num_iterations (`int`, *optional*, defaults to `1`):
             Passes over each rollout, the μ of GRPO.
         beta (`float`, *optional*, defaults to `0.0`):
@@ -213,7 +223,8 @@ class ProGRPOConfig(BaseConfig):
         eval_num_inference_steps (`int`, *optional*):
             Denoising steps in evaluation, which samples without noise; `num_inference_steps` when unset.
         eval_use_ema (`bool`, *optional*, defaults to `True`):
-            With `ema_decay`, evaluate the averaged weights; `False` evaluates those in training. What is saved is the same.
+            With `ema_decay` or a schedule-free `optim`, evaluate the averaged weights; `False` evaluates those in training. What
+            is saved is the same.
         num_validation_prompts (`int`, *optional*, defaults to `4`):
             Fixed prompts, the first of the evaluation set, whose images before and during training go to the trackers
             in `report_to` and to the model card. 0: none.
@@ -233,189 +244,158 @@ class ProGRPOConfig(BaseConfig):
     _VALID_DICT_FIELDS = BaseConfig._VALID_DICT_FIELDS + ["model_init_kwargs"]
 
     # Defaults that differ from TRL's
-    per_device_train_batch_size: int = field(
-        default=12, metadata={"help": "Trajectories per micro-batch that are trained on, on each device."}
+    per_device_train_batch_size: int = option(
+        12, "Trajectories per micro-batch that are trained on, on each device.", resume="order"
     )
-    learning_rate: float = field(default=3e-4, metadata={"help": "Initial learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning rate schedule."})
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Trade compute for memory in the denoiser's backward pass; off if unset."}
+    learning_rate: float = option(3e-4, "Initial learning rate of the optimiser.", resume="optimizer")
+    lr_scheduler_type: str = option("constant", "Learning rate schedule.", resume="schedule")
+    gradient_checkpointing: bool | None = option(
+        None, "Trade compute for memory in the denoiser's backward pass; off if unset."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: further dataset columns go to the reward functions."}
+    remove_unused_columns: bool = option(
+        False, "Must stay False: further dataset columns go to the reward functions.", resume="constant"
     )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "bf16 mixed precision. If not set, on where the accelerator has it and fp16 is off."},
+    bf16: bool | None = option(
+        None, "bf16 mixed precision. If not set, on where the accelerator has it and fp16 is off.", resume="rollout"
     )
 
     # Model
-    model_init_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Keyword arguments for `DiffusionPipeline.from_pretrained`, as JSON."}
+    model_init_kwargs: dict | str | None = option(
+        None, "Keyword arguments for `DiffusionPipeline.from_pretrained`, as JSON."
     )
-    height: int | None = field(
-        default=None, metadata={"help": "Image height in pixels; the pipeline's default if unset."}
-    )
-    width: int | None = field(
-        default=None, metadata={"help": "Image width in pixels; the pipeline's default if unset."}
-    )
-    max_sequence_length: int | None = field(
-        default=None, metadata={"help": "Token limit of the long text encoder, for families that have one."}
+    height: int | None = option(None, "Image height in pixels; the pipeline's default if unset.", resume="rollout")
+    width: int | None = option(None, "Image width in pixels; the pipeline's default if unset.", resume="rollout")
+    max_sequence_length: int | None = option(
+        None, "Token limit of the long text encoder, for families that have one.", resume="rollout"
     )
 
-    prompt_cache_dir: str | None = field(
-        default=None, metadata={"help": "Folder for encoded prompts, for this and later runs; CPU memory if unset."}
+    prompt_cache_dir: str | None = option(
+        None, "Folder for encoded prompts, for this and later runs; CPU memory if unset."
     )
-    drop_text_encoders: bool = field(
-        default=False,
-        metadata={"help": "Encode the prompts of all datasets first, then remove the text encoders from memory."},
+    drop_text_encoders: bool = option(
+        False, "Encode the prompts of all datasets first, then remove the text encoders from memory."
     )
 
-    vae_slicing: bool = field(default=False, metadata={"help": "Decode one image at a time to save memory."})
-    vae_tiling: bool = field(default=False, metadata={"help": "Decode images tile by tile to save memory."})
+    vae_slicing: bool = option(False, "Decode one image at a time to save memory.", resume="next")
+    vae_tiling: bool = option(False, "Decode images tile by tile to save memory.", resume="next")
 
     # Data
-    prompt_column: str = field(default="prompt", metadata={"help": "Dataset column that holds the prompts."})
+    prompt_column: str = option("prompt", "Dataset column that holds the prompts.", resume="rollout")
 
     # Rollout
-    num_generations: int = field(
-        default=12, metadata={"help": "Trajectories per prompt that are trained on (K of the paper), at least 2."}
+    num_generations: int = option(
+        12, "Trajectories per prompt that are trained on (K of the paper), at least 2.", resume="order"
     )
-    num_expansions: int | None = field(
-        default=None,
-        metadata={"help": "Trajectories started per prompt (G_max of the paper). Unset: num_generations, plain GRPO."},
+    num_expansions: int | None = option(
+        None,
+        "Trajectories started per prompt (G_max of the paper). Unset: num_generations, plain GRPO.",
+        resume="next",
     )
-    prune_steps: list[int] | None = field(
-        default=None, metadata={"help": "0-based denoising steps after which groups are pruned, e.g. 5 7."}
+    prune_steps: list[int] | None = option(
+        None, "0-based denoising steps after which groups are pruned, e.g. 5 7.", resume="next"
     )
-    prune_sizes: list[int] | None = field(
-        default=None, metadata={"help": "Group size after each prune step, e.g. 24 12."}
+    prune_sizes: list[int] | None = option(None, "Group size after each prune step, e.g. 24 12.", resume="next")
+    prune_schedule: str | None = option(
+        None, "auto: choose expansions, prune steps and sizes by measurement, within num_expansions.", resume="next"
     )
-    prune_schedule: str | None = field(
-        default=None,
-        metadata={"help": "auto: choose expansions, prune steps and sizes by measurement, within num_expansions."},
+    prune_schedule_interval: int = option(
+        50, "Rollouts between two choices of prune_schedule auto; 0: only at the start.", resume="next"
     )
-    prune_schedule_interval: int = field(
-        default=50, metadata={"help": "Rollouts between two choices of prune_schedule auto; 0: only at the start."}
+    prune_schedule_groups: int = option(
+        8, "Groups sampled in full for each choice of prune_schedule auto, at least 2.", resume="next"
     )
-    prune_schedule_groups: int = field(
-        default=8, metadata={"help": "Groups sampled in full for each choice of prune_schedule auto, at least 2."}
+    pruning_rule: str = option("ovf", "ovf, top_bottom, top_k, random, none, or a dotted path.", resume="next")
+    preview_decoder: str | None = option(
+        None, "Folder or Hub name of an AutoencoderTiny for previews; the VAE if unset.", resume="next"
     )
-    pruning_rule: str = field(
-        default="ovf", metadata={"help": "ovf, top_bottom, top_k, random, none, or a dotted path."}
+    preview_downscale: int = option(1, "Decode previews smaller by this factor in each direction.", resume="next")
+    preview_batch_size: int | None = option(
+        None, "Previews per decoder call; decode_batch_size if unset.", resume="next"
     )
-    preview_decoder: str | None = field(
-        default=None, metadata={"help": "Folder or Hub name of an AutoencoderTiny for previews; the VAE if unset."}
+    audit_fraction: float = option(
+        0.05, "Share of groups finished unpruned to judge previews and pruning; 0 is off.", resume="next"
     )
-    preview_downscale: int = field(
-        default=1, metadata={"help": "Decode previews smaller by this factor in each direction."}
+    rollout_waves: int = option(
+        1, "Sets of prompts that take turns, so that rewards run beside sampling.", resume="next"
     )
-    preview_batch_size: int | None = field(
-        default=None, metadata={"help": "Previews per decoder call; decode_batch_size if unset."}
+    policy: str | None = option(
+        None, "flow_sde, flow_cps, dance_sde or ddim; the model family's default if unset.", resume="rollout"
     )
-    audit_fraction: float = field(
-        default=0.05, metadata={"help": "Share of groups finished unpruned to judge previews and pruning; 0 is off."}
+    noise_level: float = option(0.7, "Noise of flow policies, above 0.", resume="rollout")
+    eta: float = option(1.0, "Noise of the DDIM policy, above 0 and at most 1.", resume="rollout")
+    num_inference_steps: int = option(10, "Denoising steps of a rollout.", resume="rollout")
+    guidance_scale: float = option(
+        1.0, "Classifier-free guidance in rollout, update and evaluation; 1 is off.", resume="rollout"
     )
-    rollout_waves: int = field(
-        default=1, metadata={"help": "Sets of prompts that take turns, so that rewards run beside sampling."}
+    negative_prompt: str | None = option(None, "Negative prompt for guidance.", resume="rollout")
+    rollout_batch_size: int | None = option(
+        None, "Rows per network call in rollouts; per_device_train_batch_size if unset.", resume="next"
     )
-    policy: str | None = field(
-        default=None,
-        metadata={"help": "flow_sde, flow_cps, dance_sde or ddim; the model family's default if unset."},
+    decode_batch_size: int | None = option(
+        None, "Images per decoder call; rollout_batch_size if unset.", resume="next"
     )
-    noise_level: float = field(default=0.7, metadata={"help": "Noise of flow policies, above 0."})
-    eta: float = field(default=1.0, metadata={"help": "Noise of the DDIM policy, above 0 and at most 1."})
-    num_inference_steps: int = field(default=10, metadata={"help": "Denoising steps of a rollout."})
-    guidance_scale: float = field(
-        default=1.0, metadata={"help": "Classifier-free guidance in rollout, update and evaluation; 1 is off."}
+    offload_rollout: bool = option(
+        False, "Keep stored latents and encoded prompts in pinned CPU memory.", resume="next"
     )
-    negative_prompt: str | None = field(default=None, metadata={"help": "Negative prompt for guidance."})
-    rollout_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows per network call in rollouts; per_device_train_batch_size if unset."}
+    sde_window: str | None = option(
+        None, "Train only a window of steps: fixed, sliding or random; all steps if unset.", resume="rollout"
     )
-    decode_batch_size: int | None = field(
-        default=None, metadata={"help": "Images per decoder call; rollout_batch_size if unset."}
+    sde_window_size: int | None = option(None, "Steps in the window; all if unset.", resume="rollout")
+    sde_window_start: int = option(0, "First step the window may hold.", resume="rollout")
+    sde_window_interval: int = option(1, "Rollouts between two moves of a sliding window.", resume="rollout")
+    train_timestep_fraction: float = option(
+        1.0, "Share of the noisy steps that is trained, the first ones.", resume="rollout"
     )
-    offload_rollout: bool = field(
-        default=False, metadata={"help": "Keep stored latents and encoded prompts in pinned CPU memory."}
+    steps_per_generation: int | None = option(
+        None, "Micro-batches per rollout; gradient_accumulation_steps if unset.", resume="order"
     )
-    sde_window: str | None = field(
-        default=None, metadata={"help": "Train only a window of steps: fixed, sliding or random; all steps if unset."}
+    prompts_per_rollout: int | None = option(
+        None, "Prompts per rollout over all devices; as many as the micro-batches hold if unset.", resume="order"
     )
-    sde_window_size: int | None = field(default=None, metadata={"help": "Steps in the window; all if unset."})
-    sde_window_start: int = field(default=0, metadata={"help": "First step the window may hold."})
-    sde_window_interval: int = field(default=1, metadata={"help": "Rollouts between two moves of a sliding window."})
-    train_timestep_fraction: float = field(
-        default=1.0, metadata={"help": "Share of the noisy steps that is trained, the first ones."}
-    )
-    steps_per_generation: int | None = field(
-        default=None, metadata={"help": "Micro-batches per rollout; gradient_accumulation_steps if unset."}
-    )
-    prompts_per_rollout: int | None = field(
-        default=None,
-        metadata={"help": "Prompts per rollout over all devices; as many as the micro-batches hold if unset."},
-    )
-    group_placement: str = field(
-        default="rank-local", metadata={"help": "rank-local: whole groups on one device; spread: every group on all."}
+    group_placement: str = option(
+        "rank-local", "rank-local: whole groups on one device; spread: every group on all.", resume="order"
     )
 
     # Update
-    num_iterations: int = field(default=1, metadata={"help": "Passes over each rollout."})
-    beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the reference policy; 0 is off."})
-    epsilon: float = field(default=1e-4, metadata={"help": "Clip width of the policy ratio."})
-    epsilon_high: float | None = field(default=None, metadata={"help": "Upper clip width; epsilon if unset."})
-    adv_clip_max: float | None = field(default=5.0, metadata={"help": "Advantages are clipped to plus or minus this."})
-    scale_rewards: str = field(
-        default="group", metadata={"help": "Scale advantages by the std of the group, of the batch, or none."}
+    num_iterations: int = option(1, "Passes over each rollout.", resume="order")
+    beta: float = option(0.0, "Weight of the KL to the reference policy; 0 is off.")
+    epsilon: float = option(1e-4, "Clip width of the policy ratio.")
+    epsilon_high: float | None = option(None, "Upper clip width; epsilon if unset.")
+    adv_clip_max: float | None = option(5.0, "Advantages are clipped to plus or minus this.", resume="next")
+    scale_rewards: str = option(
+        "group", "Scale advantages by the std of the group, of the batch, or none.", resume="next"
     )
-    loss_type: str = field(
-        default="grpo", metadata={"help": "grpo, or grpo_guard for the ratio normalisation of GRPO-Guard."}
+    loss_type: str = option("grpo", "grpo, or grpo_guard for the ratio normalisation of GRPO-Guard.")
+    step_weighting: float = option(0.0, "Loss weights of denoising steps proportional to std to this power.")
+    log_prob_reduction: str = option("mean", "mean or sum over latent dimensions.", resume="rollout")
+    reward_weights: list[float] | None = option(None, "One weight per reward function; all 1 if unset.", resume="next")
+    preview_reward_weights: list[float] | None = option(
+        None, "One weight per preview reward function; all 1 if unset.", resume="next"
     )
-    step_weighting: float = field(
-        default=0.0, metadata={"help": "Loss weights of denoising steps proportional to std to this power."}
+    on_reward_error: str = option("raise", "raise, skip (leave out images without a score) or retry.", resume="next")
+    reward_timeout: float | None = option(
+        None, "Seconds a call of a reward function may take; any time if unset.", resume="next"
     )
-    log_prob_reduction: str = field(default="mean", metadata={"help": "mean or sum over latent dimensions."})
-    reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight per reward function; all 1 if unset."}
+    reward_max_retries: int = option(3, "Further calls with on_reward_error retry.", resume="next")
+    multi_objective_aggregation: str = option(
+        "sum_then_normalize", "sum_then_normalize, or normalize_then_sum (GDPO) for several rewards.", resume="next"
     )
-    preview_reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "One weight per preview reward function; all 1 if unset."}
+    ema_decay: float | None = option(
+        None, "Decay of a moving average of the trained weights; off if unset.", resume="average"
     )
-    on_reward_error: str = field(
-        default="raise", metadata={"help": "raise, skip (leave out images without a score) or retry."}
-    )
-    reward_timeout: float | None = field(
-        default=None, metadata={"help": "Seconds a call of a reward function may take; any time if unset."}
-    )
-    reward_max_retries: int = field(default=3, metadata={"help": "Further calls with on_reward_error retry."})
-    multi_objective_aggregation: str = field(
-        default="sum_then_normalize",
-        metadata={"help": "sum_then_normalize, or normalize_then_sum (GDPO) for several rewards."},
-    )
-    ema_decay: float | None = field(
-        default=None, metadata={"help": "Decay of a moving average of the trained weights; off if unset."}
-    )
-    ema_update_interval: int = field(default=1, metadata={"help": "Optimiser updates between two EMA updates."})
+    ema_update_interval: int = option(1, "Optimiser updates between two EMA updates.", resume="state")
 
     # Evaluation and logging
-    eval_num_inference_steps: int | None = field(
-        default=None, metadata={"help": "Denoising steps in evaluation; num_inference_steps if unset."}
+    eval_num_inference_steps: int | None = option(None, "Denoising steps in evaluation; num_inference_steps if unset.")
+    eval_use_ema: bool = option(True, "With ema_decay: evaluate the average; if False, the weights in training.")
+    num_validation_prompts: int = option(
+        4, "Fixed prompts whose images go to the trackers and the model card; 0 for none."
     )
-    eval_use_ema: bool = field(
-        default=True, metadata={"help": "With ema_decay: evaluate the average; if False, the weights in training."}
+    log_images_steps: int | None = option(
+        None, "Steps between two sets of pictures for trackers; ten sets a run if unset."
     )
-    num_validation_prompts: int = field(
-        default=4, metadata={"help": "Fixed prompts whose images go to the trackers and the model card; 0 for none."}
-    )
-    log_images_steps: int | None = field(
-        default=None, metadata={"help": "Steps between two sets of pictures for trackers; ten sets a run if unset."}
-    )
-    log_completions: bool = field(
-        default=False, metadata={"help": "Print a table of prompts, rewards and advantages at every logging step."}
-    )
-    num_completions_to_print: int | None = field(
-        default=None, metadata={"help": "Survivors in that table; those of one group if unset."}
-    )
+    log_completions: bool = option(False, "Print a table of prompts, rewards and advantages at every logging step.")
+    num_completions_to_print: int | None = option(None, "Survivors in that table; those of one group if unset.")
 
     def __post_init__(self):
         if self.bf16 is None:
@@ -457,6 +437,8 @@ class ProGRPOConfig(BaseConfig):
                 "`fp16` is True, but this run is on the CPU, which cannot do that; use `bf16`, or neither."
             )
         self._check_numbers()
+        check_optimizer_runs(self)
+        follow_the_reward(self)
         check_keywords(self)
         self._check_pruning()
         self._check_batches()

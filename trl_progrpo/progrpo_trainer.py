@@ -76,6 +76,7 @@ from .losses import clip_advantages, guard_log_ratio, log_ratio, policy_loss, st
 from .metrics import MetricsBuffer, prune_metrics, reward_counts, reward_metrics
 from .model_card import CardPictures, portable_values, started_with, write_model_card
 from .monitoring import CompletionsCallback, GroupWatch, TrackerImagesCallback, check_trackers
+from .optimizers import InitialSettings, averaged, averages, end_averaging
 from .out_of_memory import run_memory, update_memory
 from .policies import POLICIES, noise_option
 from .progrpo_config import ProGRPOConfig
@@ -235,6 +236,7 @@ class ProGRPOTrainer(ShardingTrainer):
         self._hacking_watch, self.paired_gains = HackingWatch(self.reward_runner.names), PairedGains()
         self._micro_steps_since_update = 0
         self._gradients_checked = False
+        self.initial_settings = InitialSettings()
         self.card_pictures = CardPictures(self)
         # Now, as a config file may hold something else by the time a card is written.
         self.command = started_with()
@@ -856,6 +858,9 @@ class ProGRPOTrainer(ShardingTrainer):
                 yield
             finally:
                 self.ema.restore(parameters)
+        elif ema:
+            with averaged(self.optimizer, averaged_tensors(self.family.denoiser)):
+                yield
         else:
             yield
 
@@ -866,7 +871,7 @@ class ProGRPOTrainer(ShardingTrainer):
         Writes what `pipeline.load_lora_weights(output_dir)` reads (without LoRA the pipeline, into checkpoints only the
         denoiser) and a model card.
 
-        With EMA that is the average; the raw weights lie beside it, for resuming.
+        With an average, by `ema_decay` or of a schedule-free optimiser, it is that; the raw weights lie beside it, for resuming.
         """
         if not self.args.should_save and sharding_of(self.args) is None:
             return
@@ -875,7 +880,7 @@ class ProGRPOTrainer(ShardingTrainer):
         os.makedirs(output_dir, exist_ok=True)
         with self._weights(adapter=True):
             save_weights(self, output_dir, whole=not is_checkpoint)
-        if self.ema is not None:
+        if self.ema is not None or averages(self.optimizer):
             save_weights(self, output_dir, raw=True, whole=not is_checkpoint)
         if not self.args.should_save:
             return
@@ -991,7 +996,15 @@ class ProGRPOTrainer(ShardingTrainer):
         self._loop_callback.keep_evaluations()
         stop = self._stop_request.listening(self.is_world_process_zero())
         with self.rank_watch.watching(), run_memory(), stop, what_is_trained_kept(self):
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        end_averaging(self.optimizer)
+        return result
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if not self.is_deepspeed_enabled:
+            self.initial_settings.take(self.optimizer, scheduler)
+        return scheduler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         load_weights(self, resume_from_checkpoint)
@@ -999,7 +1012,8 @@ class ProGRPOTrainer(ShardingTrainer):
     def _load_best_model(self) -> None:
         # Who leaves in a hurry comes back to the weights in training.
         if not self.stopped_by_signal:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            end_averaging(self.optimizer)
+            load_weights(self, self.state.best_model_checkpoint, to_train=False)
             self.kept_step = self.state.best_global_step
 
     kept_step: int | None = None
