@@ -179,6 +179,11 @@ class TestPipelines:
     def fused_projections(pipeline):
         pipeline.transformer.fuse_qkv_projections()
 
+    def unfused_projections(pipeline):
+        # Of SD, SDXL and SD3 the fused layers stay, and all weights would have some without a gradient.
+        pipeline.transformer.fuse_qkv_projections()
+        pipeline.transformer.unfuse_qkv_projections()
+
     def fused_lora(pipeline):
         pipeline.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
         pipeline.fuse_lora(["transformer"])
@@ -197,7 +202,8 @@ class TestPipelines:
         pipeline.transformer.transformer_blocks[0].attn.processor = torch.nn.Linear(2, 2)
 
     FAULTS = {
-        "fused_projections": (fused_projections, "fused projections", "unfuse_qkv_projections"),
+        "fused_projections": (fused_projections, "fused projections", "load the pipeline afresh"),
+        "unfused_projections": (unfused_projections, "fused projections", "load the pipeline afresh"),
         "fused_lora": (fused_lora, "a fused LoRA", "save_pretrained"),
         "text_encoder": (text_encoder, "an adapter on its text_encoder", "unload_lora_weights"),
         "ip_adapter": (ip_adapter, "an IP-Adapter", "unload_ip_adapter"),
@@ -223,6 +229,42 @@ class TestPipelines:
         pipeline.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
         with pytest.raises(ValueError, match=r"an adapter on its transformer.*save_pretrained"):
             make_trainer(model=pipeline, peft_config=None)
+
+
+class TestTrainersOfOnePipeline:
+    FAULTS = {
+        "callbacks": {"callbacks": [3]},
+        "preview_decoder": {"preview_decoder": "no/decoder/here"},
+        "optimizers": {"optimizers": (torch.optim.AdamW([torch.zeros(1, requires_grad=True)]), None)},
+        "half_done": {"peft_config": LoraConfig(target_modules=r".*(attn\.to_q|time_proj)")},
+    }
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    def test_a_constructor_that_fails_late_takes_its_adapter_off(self, make_trainer, make_pipeline, fault):
+        pipeline = make_pipeline()
+        names = [name for name, _ in pipeline.transformer.named_parameters()]
+        with pytest.raises(Exception, match=r"."):
+            make_trainer(model=pipeline, **self.FAULTS[fault])
+        assert [name for name, _ in pipeline.transformer.named_parameters()] == names
+        make_trainer(model=pipeline)
+
+    def test_the_callers_own_adapter_stays(self, make_trainer, make_pipeline):
+        pipeline = make_pipeline()
+        pipeline.transformer.add_adapter(LoraConfig(target_modules=["to_q"]))
+        with pytest.raises(ValueError, match=r"already carries the adapters \['default'\]"):
+            make_trainer(model=pipeline)
+        assert list(pipeline.transformer.peft_config) == ["default"]
+        assert any("lora_" in name for name, _ in pipeline.transformer.named_parameters())
+
+    def test_the_precision_of_an_earlier_trainer_is_not_that_of_the_next(self, make_trainer, make_pipeline):
+        pipeline = make_pipeline()
+        make_trainer(model=pipeline, max_steps=1, bf16=True).train()
+        pipeline.unload_lora_weights()
+        second, fresh = make_trainer(model=pipeline, max_steps=1), make_trainer(max_steps=1)
+        second.train()
+        fresh.train()
+        for one, two in zip(second.model.parameters(), fresh.model.parameters(), strict=True):
+            assert torch.equal(one, two)
 
 
 class TestOtherAdapters:

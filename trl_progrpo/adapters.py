@@ -118,6 +118,8 @@ def add_adapter(family: Family, config: LoraConfig) -> None:
     try:
         family.denoiser.add_adapter(config)
     except ValueError as error:
+        # PEFT stops at the first layer that it cannot do, with those before it done.
+        family.denoiser.unload_lora()
         if not str(error).startswith("Target modules"):
             raise
         names = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules)

@@ -9,10 +9,11 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,21 @@ def _take(values: Sequence[Any], index: Sequence[int]) -> list[Any]:
     return [values[i] for i in index]
 
 
+def _pipeline_given_back(init: Callable) -> Callable:
+    """Take the adapter off the caller's pipeline where a constructor ends in an error, so that the next one can be made."""
+
+    @wraps(init)
+    def wrapped(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except BaseException:
+            if getattr(self, "use_adapter", False):
+                self.family.denoiser.unload_lora()
+            raise
+
+    return wrapped
+
+
 class ProGRPOTrainer(ShardingTrainer):
     """
     Trainer for Expand-and-Prune GRPO (arXiv 2512.15347) on text-to-image diffusion and flow models.
@@ -162,6 +178,7 @@ class ProGRPOTrainer(ShardingTrainer):
     _sampler_class = ExpandPruneSampler
     """What makes rollouts and samples for evaluation; `benchmarks/arena_switches.py` has others."""
 
+    @_pipeline_given_back
     def __init__(
         self,
         model: str | os.PathLike | DiffusionPipeline,
@@ -358,12 +375,13 @@ class ProGRPOTrainer(ShardingTrainer):
                 component.requires_grad_(False)
                 component.eval()
         reference = None
-        self.use_adapter = peft_config is not None
-        if self.use_adapter:
+        if peft_config is not None:
             add_adapter(self.family, default_lora_config(self.family) if peft_config == "default" else peft_config)
         else:
             reference = copy.deepcopy(denoiser) if args.beta > 0 else None
             denoiser.requires_grad_(True)
+        # Only now: an adapter that could not be put on is the caller's.
+        self.use_adapter = peft_config is not None
         if args.vae_slicing:
             pipeline.vae.enable_slicing()
         if args.vae_tiling:

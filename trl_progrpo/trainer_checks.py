@@ -38,9 +38,11 @@ def check_objects(args: Any, peft_config: Any) -> None:
 def unwrap_compiled(pipeline: DiffusionPipeline, denoiser_name: str) -> None:
     """
     Take the wrappers of `torch.compile(...)` off the denoiser and its layers, in place, with a warning: they change the names
-    of all weights, and an adapter saved under those fits no other pipeline.
+    of all weights, and an adapter saved under those fits no other pipeline. So, in silence, with the mixed precision of an
+    earlier trainer of the pipeline, in which this one may not compute.
     """
     denoiser, found = getattr(pipeline, denoiser_name), False
+    extract_model_from_parallel(denoiser, keep_fp32_wrapper=False)
     if is_compiled_module(denoiser):
         setattr(pipeline, denoiser_name, extract_model_from_parallel(denoiser, keep_torch_compile=False))
         denoiser, found = getattr(pipeline, denoiser_name), True
@@ -114,7 +116,7 @@ def _not_plain(pipeline: DiffusionPipeline, denoiser_name: str, all_weights: boo
     if any(getattr(module, "fused_projections", False) for module in denoiser.modules()):
         yield (
             f"fused projections in its {denoiser_name}, whose own layers are never called",
-            f"undo it: `pipeline.{denoiser_name}.unfuse_qkv_projections()`",
+            "load the pipeline afresh, for `unfuse_qkv_projections()` leaves the fused layers in it",
         )
     processors = getattr(denoiser, "attn_processors", {}).values()
     named = next((p for p in processors if "IPAdapter" in type(p).__name__ or _has_weights(p)), None)
