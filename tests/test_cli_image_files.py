@@ -79,6 +79,7 @@ DAMAGED = {
     "32-bit integers": ("b.tif", lambda path: Image.new("I", (8, 8)).save(path)),
     "nothing": ("b.png", lambda path: path.write_bytes(b"")),
     "a text": ("b.jpg", lambda path: path.write_text("no image")),
+    "a link to nowhere": ("b.png", lambda path: path.symlink_to("gone.png")),
 }
 
 
@@ -172,6 +173,31 @@ class TestFolders:
         said = " ".join(str(warning.message) for warning in warned)
         assert "2 subfolders left out (sub/, x.png/); give them as further arguments" in said
         assert "left out (film.mp4)" in said
+
+    def test_images_that_a_list_leaves_out_are_said(self, here):
+        for name in ("a.png", "b.png", "c.JPG"):
+            noise().save(here / "images" / name)
+        (here / "images/metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "prompt": "x"}))
+        told = r"2 unlisted images left out \(b.png, c.JPG\); give each a row in metadata.jsonl"
+        with pytest.warns(UserWarning, match=told):
+            files = images_of("images")
+        assert [file.path.name for file in files] == ["a.png"]
+
+    def test_rows_may_name_images_in_the_home_folder(self, here, monkeypatch):
+        monkeypatch.setenv("HOME", str(here))
+        noise().save(here / "images/a.png")
+        (here / "rows.jsonl").write_text(json.dumps({"image": "~/images/a.png", "prompt": "x"}))
+        assert images_of("rows.jsonl")[0].path == here / "images/a.png"
+
+    @pytest.mark.parametrize("text", ["[1]", '"dog"', "null"])
+    def test_genevals_metadata_of_another_shape_is_a_sentence(self, here, capsys, text):
+        (here / "images/00000/samples").mkdir(parents=True)
+        noise().save(here / "images/00000/samples/0000.png")
+        (here / "images/00000/metadata.jsonl").write_text(text)
+        status, _, err = score(capsys, "images")
+        assert (status, "Traceback" in err) == (2, False)
+        assert "images/00000/metadata.jsonl' is " in err
+        assert "no JSON object as GenEval's is; correct it." in err
 
     def test_films_and_documents_are_no_kinds_of_images(self):
         assert not {".mpg", ".pdf", ".eps", ".h5"} & suffixes()

@@ -123,7 +123,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
             raise CommandError(
                 f"{where} names no image; give every row a file under {' or '.join(map(repr, IMAGE_COLUMNS))}."
             )
-        yield where, file.parent / row.pop(key), row
+        yield where, file.parent / Path(row.pop(key)).expanduser(), row
 
 
 def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -132,17 +132,25 @@ def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, 
         return
     entries = sorted(folder.iterdir())
     samples = [entry for entry in entries if entry.is_dir() and _is_geneval(entry)]
-    listed = folder / "metadata.jsonl"
+    images, listed = _images_in(entries), folder / "metadata.jsonl"
     if listed.is_file():
-        yield from _rows(listed)
+        rows = list(_rows(listed))
+        unlisted = sorted(path.name for path in set(images) - {path for _, path, _ in rows})
+        cure = "give each a row in metadata.jsonl, or name the files themselves"
+        _tell_left_out(folder, unlisted, "unlisted image", cure)
+        yield from rows
         return
-    known = suffixes()
-    images = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in known]
-    _tell_left_out(folder, [entry for entry in entries if entry not in {*samples, *images}])
+    _tell_others(folder, [entry for entry in entries if entry not in {*samples, *images}])
     for path in images:
         yield _file_row(path, prompt_column)
     for sample in samples:
         yield from _geneval_rows(sample)
+
+
+def _images_in(entries: Sequence[Path]) -> list[Path]:
+    """Return those that are images by their endings; of links to nowhere it is told later that they cannot be read."""
+    known = suffixes()
+    return [e for e in entries if e.suffix.lower() in known and (e.is_file() or not e.exists())]
 
 
 def _is_geneval(folder: Path) -> bool:
@@ -151,30 +159,32 @@ def _is_geneval(folder: Path) -> bool:
 
 def _geneval_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yield the images of one prompt, whose metadata is the only line of a file without image names."""
-    listed, known = folder / "metadata.jsonl", suffixes()
+    listed = folder / "metadata.jsonl"
     try:
         row = json.loads(_text_of(listed))
     except json.JSONDecodeError as error:
         raise CommandError(
             f"{str(listed)!r} is not one line of JSON ({error}), as GenEval's is; correct it."
         ) from error
-    for path in sorted((folder / "samples").iterdir()):
-        if path.is_file() and path.suffix.lower() in known:
-            yield f"{folder.name}/samples/{path.name}", path, dict(row)
+    if not isinstance(row, dict):
+        raise CommandError(f"{str(listed)!r} is {row!r}, and no JSON object as GenEval's is; correct it.")
+    for path in _images_in(sorted((folder / "samples").iterdir())):
+        yield f"{folder.name}/samples/{path.name}", path, dict(row)
 
 
-def _tell_left_out(folder: Path, entries: Sequence[Path]) -> None:
+def _tell_others(folder: Path, entries: Sequence[Path]) -> None:
     folders = [f"{entry.name}/" for entry in entries if entry.is_dir()]
     others = [
         e.name for e in entries if e.is_file() and e.suffix.lower() not in _BESIDE and not e.name.startswith(".")
     ]
-    for names, what, cure in (
-        (folders, "subfolder", "give them as further arguments to score what is in them"),
-        (others, "file that is no image", "name a file itself to have it read all the same"),
-    ):
-        if names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            warnings.warn(f"{str(folder)!r}: {counted(len(names), what)} left out ({shown}); {cure}.", stacklevel=2)
+    _tell_left_out(folder, folders, "subfolder", "give them as further arguments to score what is in them")
+    _tell_left_out(folder, others, "file that is no image", "name a file itself to have it read all the same")
+
+
+def _tell_left_out(folder: Path, names: Sequence[str], what: str, cure: str) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.warn(f"{str(folder)!r}: {counted(len(names), what)} left out ({shown}); {cure}.", stacklevel=2)
 
 
 def _file_row(path: Path, prompt_column: str) -> tuple[str, Path, dict[str, Any]]:
