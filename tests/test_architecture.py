@@ -18,6 +18,7 @@ LAYERS = [
     [
         "geometry",
         "isolation",
+        "lettering",
         "manifest",
         "optimizers",
         "options",

@@ -238,7 +238,7 @@ class TestImageGrid:
         assert colours([0, 0], [1, 1], title="a mean\nand more")[1] == colours([0, 0], [1, 1])[1] + 2 * 20 + 14
 
     def test_captions_stay_within_their_column(self):
-        font = plots._font(15)
+        font = plots.Lettering(15)
         text = "a very long caption about Donaudampfschifffahrtsgesellschaftskapitäne and more " * 4
         lines = plots._wrap(text, font, 160)
         assert len(lines) == 4

@@ -7,18 +7,20 @@ import itertools
 import math
 import re
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cost import SCHEDULE_FIELDS
+from .lettering import Lettering, letter_figure, one_warning
 from .words import gained, number
 
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
-    from PIL import Image, ImageFont
+    from PIL import Image
 
     Images = torch.Tensor | Sequence[Image.Image]
     Series = tuple[list[float], list[float], list[float]]
@@ -317,7 +319,8 @@ def draw_image_grid(
     from PIL import Image, ImageDraw
 
     cell_width, cell_height = _cell_size(pictures[0][0].size)
-    text, small, label_font = _font(15), _font(13), _font(15, bold=True)
+    text, small = Lettering(15, letters="".join([*prompts, title or ""])), Lettering(13)
+    label_font = Lettering(15, bold=True, letters="".join(row_labels))
     gap, margin = 14, 24
     label_width = int(max(label_font.getlength(label) for label in row_labels)) + 18
     score_height = 24 if scores is not None else 0
@@ -337,7 +340,7 @@ def draw_image_grid(
     canvas = Image.new("RGB", (width, 2 * margin + title_height + sum(heights) + gap * (len(blocks) - 1)), "white")
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(title_lines):
-        draw.text((margin, margin + index * line_height), line, font=text, fill=INK)
+        text.draw(draw, (margin, margin + index * line_height), line, fill=INK)
     top = margin + title_height
     for block, height in zip(blocks, heights):
         caption_lines = max(len(captions[i]) for i in block)
@@ -346,7 +349,7 @@ def draw_image_grid(
             # Captions stand on the images: the last line is the one next to them.
             y = top + line_height * (caption_lines - len(captions[i]))
             for line in captions[i]:
-                draw.text((left + (cell_width - text.getlength(line)) / 2, y), line, font=text, fill=INK)
+                text.draw(draw, (left + (cell_width - text.getlength(line)) / 2, y), line, fill=INK)
                 y += line_height
             for r, row in enumerate(pictures):
                 y = top + line_height * caption_lines + 8 + r * row_height
@@ -355,12 +358,12 @@ def draw_image_grid(
                     score = number(scores[r][i], digits=2)
                     gain = gained(scores[0][i], scores[r][i]) if r else ""
                     x = left + (cell_width - small.getlength(f"{score}  {gain}".rstrip())) / 2
-                    draw.text((x, y + cell_height + 4), score, font=small, fill="#5d636b")
+                    small.draw(draw, (x, y + cell_height + 4), score, fill="#5d636b")
                     x += small.getlength(f"{score}  ")
-                    draw.text((x, y + cell_height + 4), gain, font=small, fill=SIGN_COLOURS.get(gain[:1], "#5d636b"))
+                    small.draw(draw, (x, y + cell_height + 4), gain, fill=SIGN_COLOURS.get(gain[:1], "#5d636b"))
         for r, label in enumerate(row_labels):
             y = top + line_height * caption_lines + 8 + r * row_height + cell_height / 2
-            draw.text((margin, y), label, font=label_font, fill=INK, anchor="lm")
+            label_font.draw(draw, (margin, y), label, fill=INK, anchor="lm")
         top += height + gap
     return canvas
 
@@ -501,7 +504,8 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
 def _save(figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _pyplot():
+    letter_figure(figure)
+    with _pyplot(), one_warning():
         figure.savefig(path)
     return path
 
@@ -510,7 +514,9 @@ def _rendered(figure) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    figure.canvas.draw()
+    letter_figure(figure)
+    with one_warning():
+        figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
 
 
@@ -559,15 +565,7 @@ def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
 
 
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    import matplotlib
-    from PIL import ImageFont
-
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = 4) -> list[str]:
+def _wrap(text: str, font: Lettering, width: int, max_lines: int = 4) -> list[str]:
     """Lines of at most `width` pixels; words that are too long are broken, and a text that is too long ends in "…"."""
     lines, line = [], ""
     for word in text.split():
@@ -579,7 +577,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = 
             lines.append(line)
         line = word
         while font.getlength(line) > width:
-            cut = next((n for n in range(len(line) - 1, 1, -1) if font.getlength(line[:n]) <= width), 1)
+            cuts = [n for n in range(1, len(line)) if _may_break(line, n)] or [1]
+            cut = next((n for n in reversed(cuts) if font.getlength(line[:n]) <= width), cuts[0])
             lines.append(line[:cut])
             line = line[cut:]
     lines.append(line)
@@ -588,7 +587,24 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int = 
         while lines[-1] and font.getlength(lines[-1] + "…") > width:
             lines[-1] = lines[-1][:-1]
         lines[-1] = lines[-1].rstrip() + "…"
-    return lines
+    return [_directed(line, text) for line in lines]
+
+
+def _may_break(text: str, index: int) -> bool:
+    """Return whether no mark is parted from its letter, no emoji from what is joined to it, and no line opens with a stop."""
+    joiners = "\u200c\u200d"
+    follows = unicodedata.category(text[index]) in ("Mn", "Mc", "Me", "Sk", "Pe", "Pf", "Po")
+    return not (follows or text[index] in joiners or text[index - 1] in joiners)
+
+
+def _directed(line: str, text: str) -> str:
+    """`line` with a mark of direction where alone it would be read from the other side than `text`, of which it is a part."""
+
+    def from_right(part: str) -> bool | None:
+        return next((d != "L" for d in map(unicodedata.bidirectional, part) if d in ("L", "R", "AL")), None)
+
+    own, whole = from_right(line), from_right(text)
+    return line if own is None or own == whole else ("\u200f" if whole else "\u200e") + line
 
 
 def _save_image(image: Image.Image, path: str | Path) -> Path:

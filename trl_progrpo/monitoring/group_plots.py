@@ -126,9 +126,11 @@ def _tiles(title: str, sections: Sequence[tuple[str, torch.Tensor, list[float]]]
     """Labelled sections of tiles, each with its score below; the title's lines above."""
     from PIL import Image, ImageDraw
 
-    from ..plots import INK, _cell_size, _fit, _font, _wrap
+    from ..lettering import Lettering
+    from ..plots import INK, _cell_size, _fit, _wrap
 
-    text, small, bold = _font(15), _font(13), _font(15, bold=True)
+    text, small = Lettering(15, letters=title), Lettering(13)
+    bold = Lettering(15, bold=True, letters="".join(label for label, _, _ in sections))
     height, width = sections[0][1].shape[-2:]
     cell_width, cell_height = _cell_size((width, height), target=96, largest=128)
     gap, margin, score_height, line_height = 8, 20, 20, 20
@@ -141,16 +143,16 @@ def _tiles(title: str, sections: Sequence[tuple[str, torch.Tensor, list[float]]]
     canvas = Image.new("RGB", (full_width, full_height), "white")
     draw = ImageDraw.Draw(canvas)
     for index, line in enumerate(lines):
-        draw.text((margin, margin + index * line_height), line, font=text, fill=INK)
+        text.draw(draw, (margin, margin + index * line_height), line, fill=INK)
     top = margin + line_height * len(lines) + 10
     for (label, images, scores), count in zip(sections, rows):
-        draw.text((margin, top + cell_height / 2), label, font=bold, fill=INK, anchor="lm")
+        bold.draw(draw, (margin, top + cell_height / 2), label, fill=INK, anchor="lm")
         for index, (image, score) in enumerate(zip(images, scores)):
             left = margin + label_width + index % columns * (cell_width + gap)
             y = top + index // columns * row_height
             tile = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
             canvas.paste(_fit(tile, (cell_width, cell_height)), (left, y))
             written = "–" if math.isnan(score) else f"{score:.2f}" if abs(score) < 1000 else f"{score:.3g}"
-            draw.text((left + cell_width / 2, y + cell_height + 2), written, font=small, fill="#5d636b", anchor="ma")
+            small.draw(draw, (left + cell_width / 2, y + cell_height + 2), written, fill="#5d636b", anchor="ma")
         top += row_height * count + 12
     return canvas

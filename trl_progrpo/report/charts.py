@@ -9,6 +9,7 @@ from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING
 
+from ..lettering import one_warning
 from ..plots import BLUE, GREEN, GREY, INK, LIGHT, ORANGE, PURPLE, _pyplot
 
 
@@ -42,8 +43,8 @@ def _svg(figure: Figure, label: str, name: str) -> str:
     import matplotlib
 
     file = io.StringIO()
-    # Names of markers are hashes, and must differ among the drawings of a page.
-    with _pyplot(), matplotlib.rc_context({"svg.hashsalt": f"{label} {name}"}):
+    # Names of markers are hashes, and must differ among the drawings of a page. The browser has fonts of its own.
+    with _pyplot(), one_warning(), matplotlib.rc_context({"svg.hashsalt": f"{label} {name}"}):
         figure.savefig(
             file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
         )
