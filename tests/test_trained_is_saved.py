@@ -95,6 +95,17 @@ class TestScales:
         for one, two in zip(family.denoiser.parameters(), other.denoiser.parameters(), strict=True):
             assert torch.equal(one, two)
 
+    @pytest.mark.parametrize("config", SCALES.values(), ids=SCALES)
+    def test_a_second_file_that_is_left_over_is_not_read(self, make_family, tmp_path, config):
+        save_adapter(trained(make_family(), LoraConfig(**config)), str(tmp_path))
+        # As written at the end of a run, or by whoever puts other weights there.
+        family = trained(make_family(), LoraConfig(**config), seed=1)
+        save_adapter(family, str(tmp_path), to_resume=False)
+        other = trained(make_family(), LoraConfig(**config), seed=2)
+        load_adapter(other, str(tmp_path / ADAPTER_FILE))
+        for one, two in zip(family.denoiser.parameters(), other.denoiser.parameters(), strict=True):
+            assert torch.allclose(one, two, atol=1e-6)
+
     def test_a_file_of_an_earlier_version_is_read(self, make_family, tmp_path):
         family = trained(make_family(), LoraConfig(r=4, lora_alpha=8))
         save_adapter(family, str(tmp_path))

@@ -277,12 +277,15 @@ def load_adapter(family: Family, path: str) -> None:
     reshard(family.denoiser)
     state = {name.removeprefix(prefix): tensor for name, tensor in load_file(path).items()}
     if _saved_config(family, path)[1]:
-        exact, layers = _exact_name(path), adapter_layers(family.denoiser)
+        name, layers = _exact_name(path), adapter_layers(family.denoiser)
+        unscaled = load_file(name) if os.path.isfile(name) else {}
         for key, tensor in state.items():
             # A layer that is not here is reported below.
             if ".lora_B." in key and key.split(".lora_")[0] in layers:
-                state[key] = tensor / _scale_of(key, layers)
-        state |= load_file(exact) if os.path.isfile(exact) else {}
+                scale, exact = _scale_of(key, layers), unscaled.get(key)
+                # The file beside it may be left over from other weights.
+                same = exact is not None and torch.equal(scale * exact, tensor[:, : exact.shape[1]])
+                state[key] = exact if same else tensor / scale
     current = get_peft_model_state_dict(family.denoiser, adapter_name="default")
     if family.denoiser.peft_config["default"].rank_pattern:
         # Without the padding.
