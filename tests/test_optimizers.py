@@ -237,7 +237,6 @@ class TestScheduleFree:
 
     @pytest.mark.parametrize("name", ["schedule_free_adamw", "schedule_free_sgd", "schedule_free_radam"])
     def test_those_of_the_package(self, make_trainer, adapter_of, tmp_path, name):
-        pytest.importorskip("schedulefree")
         whole = make_trainer(output_dir=str(tmp_path / "whole"), optim=name, max_steps=3, **RESUMABLE)
         whole.train()
         resumed = make_trainer(output_dir=str(tmp_path / "resumed"), optim=name, max_steps=3, learning_rate=1e-2)
