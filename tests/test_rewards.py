@@ -148,7 +148,7 @@ class TestNamesAndWeights:
     def test_one_function_or_several_by_name_or_by_path(self):
         assert RewardRunner(zeros).names == ["zeros"]
         assert RewardRunner("shapes").names == ["shapes"]
-        assert RewardRunner(["shapes", zeros, "builtins:len"]).names == ["shapes", "zeros", "len"]
+        assert RewardRunner(["shapes", zeros, "builtins:max"]).names == ["shapes", "zeros", "max"]
         assert len(RewardRunner([zeros, zeros])) == 2
         assert RewardRunner([zeros, "shapes", zeros]).names == ["zeros_0", "shapes", "zeros_2"]
 

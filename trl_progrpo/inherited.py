@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.training_args import OptimizerNames
+from transformers.utils import ENV_VARS_TRUE_VALUES
 
 
 _AT_LEAST_ONE = (
@@ -65,6 +67,31 @@ UNFIT_OPTIMIZERS = {
 """Names that `optim` takes in transformers and that are refused here, with the reason."""
 # Of several evaluation sets, the name of one comes first.
 _METRIC = re.compile(r"(.+_)?reward(_stderr|s/.+/(mean|stderr))?")
+
+
+def take_trackers(args: TrainingArguments) -> None:
+    """
+    Make a list of the names in `report_to`, which may come as one text with commas, without wandb where WANDB_DISABLED is set.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): before its own initialisation.
+    """
+    given = args.report_to
+    entries = given if isinstance(given, (list, tuple)) else ["none" if given is None else given]
+    names = [name.strip().lower() for entry in entries for name in str(entry).split(",")]
+    names = list(dict.fromkeys(name for name in names if name)) or ["none"]
+    if names == ["all"]:
+        names = get_available_reporting_integrations()
+    elif "wandb" in names and _wandb_is_disabled():
+        warnings.warn(
+            "`report_to` has wandb, but WANDB_DISABLED is set, so that nothing is sent there; unset it, or leave wandb away.",
+            stacklevel=5,
+        )
+    args.report_to = [name for name in names if name != "wandb" or not _wandb_is_disabled()] or ["none"]
+
+
+def _wandb_is_disabled() -> bool:
+    return os.environ.get("WANDB_DISABLED", "").upper() in ENV_VARS_TRUE_VALUES
 
 
 def check_numbers(args: TrainingArguments) -> None:

@@ -23,6 +23,7 @@ from .inherited import (
     check_numbers,
     check_optimizer_runs,
     follow_the_reward,
+    take_trackers,
     use_one_device,
     watches_a_metric,
 )
@@ -407,6 +408,8 @@ class ProGRPOConfig(BaseConfig):
         for name in ("output_dir", "prompt_cache_dir"):
             if getattr(self, name) is not None:
                 self._check_writable(name)
+        take_trackers(self)
+        self._check_texts()
         self._take_lists()
         check_numbers(self)
         check_choices(self)
@@ -444,6 +447,16 @@ class ProGRPOConfig(BaseConfig):
         self._check_batches()
         self._check_unsupported()
         self._warn_of_what_does_nothing()
+
+    def _check_texts(self):
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in ProGRPOConfig.__annotations__ or one.type not in ("str", "str | None"):
+                continue
+            if not isinstance(value, str) and not (value is None and one.type == "str | None"):
+                several = isinstance(value, (list, tuple)) and value and all(isinstance(entry, str) for entry in value)
+                example = f", such as {', '.join(value)!r}" if several else ""
+                raise ValueError(f"`{one.name}` is {value!r}; give one text{example}.")
 
     def _take_lists(self):
         """Makes lists of plain numbers of whatever they came in: they are compared, and written as JSON."""

@@ -238,6 +238,7 @@ class ProGRPOTrainer(ShardingTrainer):
             guidance_scale=args.guidance_scale,
             max_sequence_length=args.max_sequence_length,
         )
+        self.family.check_negative_prompt(args.negative_prompt)
         if not isinstance(model, str):
             check_pipeline(pipeline, self.family, peft_config is None)
         self.reference_denoiser = self._prepare_denoiser(args, peft_config)
@@ -858,6 +859,13 @@ class ProGRPOTrainer(ShardingTrainer):
         """Of [`~transformers.Trainer`], which it would make logits; [`~ProGRPOTrainer.generate`] makes images."""
         raise NotImplementedError(
             "`predict` is for models with logits; use `generate` for images, `evaluate` for rewards."
+        )
+
+    def hyperparameter_search(self, *args, **kwargs):
+        """Of [`~transformers.Trainer`], which makes the model anew for every trial; here a trainer has one, trained in place."""
+        raise NotImplementedError(
+            "`hyperparameter_search` is not supported: a trainer has one model, and every trial would train the last one's "
+            "further; make a trainer for each trial, or start `trl-progrpo train` with other options."
         )
 
     @contextmanager

@@ -71,7 +71,7 @@ HELP = {
     "weight_decay": "Weight decay of AdamW.",
     "fp16": "float16 mixed precision.",
     "logging_steps": "Optimiser steps between two logs, or their share of all steps if below 1.",
-    "report_to": "Trackers: wandb, trackio, tensorboard, all or none.",
+    "report_to": "Trackers, one or several: wandb, trackio, tensorboard, all or none.",
     "run_name": "Name of the run in the trackers.",
     "eval_strategy": "Measure held-out rewards within training too: no, steps or epoch.",
     "eval_steps": "Optimiser steps between two evaluations; logging_steps if unset.",
@@ -176,6 +176,9 @@ class TrainParser(TrlParser):
             if action.dest == "datasets":
                 action.type, action.metavar = _item_or_none(_mapping), "DATA"
                 action.help = "Several datasets instead of dataset_name: paths or names, or JSON with more options."
+            elif action.dest == "report_to":
+                # The class has it as a text or a list, of which the parser of transformers takes the text.
+                action.nargs = "+"
             elif action.default is None and action.type is str and action.nargs is None:
                 action.type = _text_or_none
             elif action.default is None and action.nargs == "+":

@@ -99,6 +99,7 @@ def resolve_model(
         guidance_scale=args.guidance_scale,
         max_sequence_length=args.max_sequence_length,
     )
+    family.check_negative_prompt(args.negative_prompt)
     total = sum(parameter.numel() for parameter in family.denoiser.parameters())
     config = lora_config(model_args)
     if config is not None:

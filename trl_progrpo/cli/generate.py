@@ -128,6 +128,7 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
             guidance_scale=args.guidance_scale,
             max_sequence_length=args.max_sequence_length,
         )
+        family.check_negative_prompt(args.negative_prompt)
         # numpy's warning would stand above the sentence of the refusal.
         with np.errstate(invalid="ignore"):
             family.make_schedule(args.num_inference_steps)

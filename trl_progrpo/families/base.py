@@ -44,7 +44,8 @@ class Family(ABC):
         base_scheduler ([`~diffusers.SchedulerMixin`]): what the pipeline came with; families may put another in its place.
 
     Raises:
-        ValueError: if height or width is not a positive multiple of `size_multiple`, or guidance is below 1.
+        ValueError: if height or width is not a positive multiple of `size_multiple` or above `max_size`, or guidance is below
+            1.
     """
 
     pipeline_classes: ClassVar[tuple[str, ...]]
@@ -76,6 +77,12 @@ class Family(ABC):
                 raise ValueError(
                     f"`{name}` is {value}, but {type(pipeline).__name__} makes images whose sides are multiples of "
                     f"{self.size_multiple}; use {nearest}."
+                )
+        for name, value, most in zip(("height", "width"), (self.height, self.width), self.max_size or ()):
+            if value > most:
+                raise ValueError(
+                    f"`{name}` is {value}, but the position table of this {type(self.denoiser).__name__} ends at {most} pixels; "
+                    f"use at most {most}."
                 )
         if not guidance_scale >= 1.0:
             raise ValueError(f"`guidance_scale` is {guidance_scale}; use 1 for no guidance, or a value above 1.")
@@ -109,6 +116,31 @@ class Family(ABC):
     def size_multiple(self) -> int:
         """Sides of an image must be multiples of this many pixels."""
         return self.pipeline.vae_scale_factor * 2
+
+    @property
+    def max_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels beyond which the denoiser knows no positions; `None` where it computes them."""
+        return None
+
+    @property
+    def why_no_negative_prompts(self) -> str | None:
+        """Why the model ignores negative prompts, to follow "but"; `None` for one that takes them."""
+        return None
+
+    def check_negative_prompt(self, negative_prompt: str | None) -> None:
+        """
+        Check that a negative prompt would be heeded.
+
+        Args:
+            negative_prompt (`str`, *optional*): of a run.
+
+        Raises:
+            ValueError: if there is one, and the model ignores it.
+        """
+        if negative_prompt is not None and self.why_no_negative_prompts is not None:
+            raise ValueError(
+                f"`negative_prompt` is {negative_prompt!r}, but {self.why_no_negative_prompts}; leave it unset."
+            )
 
     @property
     def default_size(self) -> int:

@@ -44,6 +44,10 @@ class DistilledGuidanceMixin:
     def do_classifier_free_guidance(self) -> bool:
         return False
 
+    @property
+    def why_no_negative_prompts(self) -> str:
+        return f"the guidance of {type(self.pipeline).__name__} is distilled into the transformer and ignores them"
+
     def guidance(self, latents: torch.Tensor) -> torch.Tensor | None:
         """The transformer's `guidance` input `(B,)` for latents of `B` rows."""
         if not self.denoiser.config.guidance_embeds:
@@ -52,10 +56,7 @@ class DistilledGuidanceMixin:
 
     def encode_prompts(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
         if negative_prompts is not None:
-            raise ValueError(
-                f"`negative_prompts` are given, but the guidance of {type(self.pipeline).__name__} is distilled into the "
-                "transformer and ignores them; leave them unset."
-            )
+            raise ValueError(f"`negative_prompts` are given, but {self.why_no_negative_prompts}; leave them unset.")
         return Conditioning(self.embed(prompts))
 
 

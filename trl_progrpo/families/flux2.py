@@ -120,12 +120,15 @@ class Flux2KleinFamily(_Flux2Base):
                 "it; use 1."
             )
 
+    @property
+    def why_no_negative_prompts(self) -> str | None:
+        return (
+            "this Flux2KleinPipeline is step-distilled and ignores them" if self.pipeline.config.is_distilled else None
+        )
+
     def encode_prompts(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None = None) -> Conditioning:
-        if self.pipeline.config.is_distilled and negative_prompts is not None:
-            raise ValueError(
-                "`negative_prompts` are given, but this Flux2KleinPipeline is step-distilled and ignores them; leave them "
-                "unset."
-            )
+        if negative_prompts is not None and self.why_no_negative_prompts is not None:
+            raise ValueError(f"`negative_prompts` are given, but {self.why_no_negative_prompts}; leave them unset.")
         if not self.do_classifier_free_guidance:
             return Conditioning(self.embed(prompts))
         return Conditioning(self.embed(prompts), self.embed(negative_prompts or [""] * len(prompts)))

@@ -48,6 +48,11 @@ class StableDiffusion3Family(Family):
         return self.pipeline.vae_scale_factor * self.pipeline.patch_size
 
     @property
+    def max_size(self) -> tuple[int, int] | None:
+        patches = self.denoiser.config.pos_embed_max_size
+        return None if patches is None else (patches * self.size_multiple,) * 2
+
+    @property
     def pipeline_call_kwargs(self):
         return {**super().pipeline_call_kwargs, "max_sequence_length": self.max_sequence_length}
 

@@ -36,6 +36,11 @@ class ZImageFamily(Family):
             self.max_sequence_length = 512
 
     @property
+    def max_size(self) -> tuple[int, int]:
+        _, *patches = self.denoiser.config.axes_lens
+        return tuple(count * self.size_multiple for count in patches)
+
+    @property
     def default_size(self) -> int:
         return 1024
 

@@ -95,12 +95,23 @@ def wanted_arguments(function: RewardFunc, given: Collection[str]) -> list[str]:
     ]
 
 
+def refused_arguments(function: RewardFunc, given: Sequence[str]) -> list[str]:
+    """Return those of `given` for which a call of `function` by keyword would raise."""
+    parameters = _parameters(function, follow_wrapped=False)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    by_position = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL
+    return [n for n in given if (parameters[n].kind in by_position if n in parameters else not takes_all)]
+
+
 def _parameters(function: RewardFunc, follow_wrapped: bool = True) -> Mapping[str, inspect.Parameter]:
     function = function.forward if isinstance(function, torch.nn.Module) else function
+    # `torch.no_grad()` and its like hand on what they are given.
+    while getattr(function, "__globals__", {}).get("__name__") == "torch.utils._contextlib":
+        function = function.__wrapped__
     try:
         return inspect.signature(function, follow_wrapped=follow_wrapped).parameters
     except ValueError:  # Some of those written in C have no signature.
-        return {}
+        return inspect.signature(lambda prompts, images: None).parameters
 
 
 def begin_call(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from .base import RewardFunc, resolve_reward, reward_name
-from .calls import RewardError, begin_call, failing, wanted_arguments
+from .calls import RewardError, begin_call, failing, refused_arguments, wanted_arguments
 from .rows import first_fault
 
 
@@ -48,7 +48,8 @@ class RewardRunner:
         errors (`Counter`): images without a score so far, by kind of error (see [`~rewards.RewardError`]).
 
     Raises:
-        ValueError: if there is no function, an unknown name, the number of weights differs, or one is no finite number.
+        ValueError: if there is no function, an unknown name, one that does not take `prompts` and `images`, the number of
+            weights differs, or one is no finite number.
     """
 
     def __init__(
@@ -70,6 +71,13 @@ class RewardRunner:
             raise ValueError("`reward_funcs` is empty; give at least one reward function or name.")
         self.functions = [resolve_reward(function) for function in reward_funcs]
         self.names = _unique([reward_name(function) for function in self.functions])
+        for name, function in zip(self.names, self.functions):
+            refused = refused_arguments(function, ("prompts", "images"))
+            if refused:
+                raise ValueError(
+                    f"reward function `{name}` does not take `{refused[0]}`; reward functions are called with the keywords "
+                    "`prompts` and `images`, so give it these two parameters, and `**columns` for what else there is."
+                )
         weights = [1.0] * len(self.functions) if reward_weights is None else list(reward_weights)
         if len(weights) != len(self.functions):
             raise ValueError(
