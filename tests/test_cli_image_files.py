@@ -2,6 +2,7 @@
 """`trl-progrpo score` on folders as people have them: damaged, sideways, enormous, of many kinds, in GenEval's layout."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +18,17 @@ def upright(prompts, images, **columns):
 
 def length(prompts, images, **columns):
     return [float(len(prompt)) for prompt in prompts]
+
+def picky(prompts, images, **columns):
+    if any(image.width < 5 for image in images):
+        raise RuntimeError("too small")
+    return [1.0 if image.width < 9 else float("nan") for image in images]
+
+def together(prompts, images, **columns):
+    return [float(len(images))] * len(images)
+
+def away(prompts, images, **columns):
+    raise ConnectionError("the server is away")
 
 def objects(prompts, images, include, **columns):
     return [float(len(include[i])) for i in range(len(prompts))]
@@ -80,6 +92,8 @@ DAMAGED = {
     "nothing": ("b.png", lambda path: path.write_bytes(b"")),
     "a text": ("b.jpg", lambda path: path.write_text("no image")),
     "a link to nowhere": ("b.png", lambda path: path.symlink_to("gone.png")),
+    "a link to itself": ("b.png", lambda path: path.symlink_to("b.png")),
+    "wider than a JPEG": ("b.png", lambda path: Image.new("L", (70_000, 1)).save(path)),
 }
 
 
@@ -93,7 +107,10 @@ class TestDamaged:
         status, records, err = score(capsys, "images", "--output", "scores.jsonl")
         assert status == 1
         assert err.count(name) == 1
-        assert f"'images/{name}' cannot be read: " in err
+        wrong = (
+            "has no score: reward `jpeg_compress" if kind == "wider than a JPEG" else "cannot be read as an image ("
+        )
+        assert f"'images/{name}' {wrong}" in err
         assert "1 of 3 images without a score" in err
         assert "Traceback" not in err
         assert records[f"images/{name}"]["rewards"] == {"jpeg_compressibility": None}
@@ -109,7 +126,9 @@ class TestDamaged:
         (here / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
         status, records, err = score(capsys, "images")
         assert (status, len(records)) == (1, 2)
-        assert "gone.png' cannot be read: line 2 of metadata.jsonl: No such file or directory." in err
+        assert (
+            "gone.png' cannot be read as an image (line 2 of metadata.jsonl: No such file or directory); give" in err
+        )
 
     def test_tables_are_over_those_that_can_be_read(self, here, capsys):
         for other in ("a.png", "c.png"):
@@ -124,7 +143,69 @@ class TestDamaged:
         status, records, err = score(capsys, "images")
         assert (status, records) == (2, {})
         assert "'images/a.png' cannot be read as an image" in err
-        assert "none of the other 1 either" in err
+        assert "None of the 2 images has a score." in err
+
+    @pytest.mark.parametrize("size", [(1, 8), (32, 8)], ids=["raised", "not a number"])
+    def test_one_that_a_reward_fails_on(self, here, capsys, size):
+        for index in range(4):
+            noise((8, 8) if index != 2 else size).save(here / f"images/{index}.png")
+        status, records, err = score(capsys, "images", "--prompt", "x", reward="own_rewards:picky")
+        assert status == 1
+        assert [record["rewards"]["picky"] for record in records.values()] == [1.0, 1.0, None, 1.0]
+        assert "'images/2.png' has no score: reward function `picky` r" in err
+        assert "1 of 4 images without a score" in err
+
+    def test_one_to_blame_in_a_batch_does_not_cost_the_batch(self, here, capsys):
+        rows = [{"file_name": "a.png", "prompt": "x", "include": value} for value in ([1], None, [1, 2])]
+        noise().save(here / "images/a.png")
+        (here / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert main(["score", "--reward", "own_rewards:objects", "images", "--json"]) == 1
+        out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [record["rewards"]["objects"] for record in out] == [1.0, None, 2.0]
+        assert "has no len()" in out[1]["error"]
+
+    def test_a_row_that_a_reward_refuses(self, here, capsys):
+        noise().save(here / "images/a.png")
+        rows = [{"file_name": "a.png", "prompt": prompt} for prompt in ("a red circle", "a photo of a cat")]
+        (here / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert main(["score", "--reward", "shapes", "images", "--json"]) == 1
+        fine, refused = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+        assert fine["rewards"]["shapes"] is not None
+        assert refused["error"].startswith("has no score: reward `shapes`")
+        (here / "images/metadata.jsonl").write_text(json.dumps(rows[1]))
+        assert main(["score", "--reward", "shapes", "images"]) == 2
+
+    @pytest.mark.parametrize("reward", ["objects", "away"])
+    def test_a_reward_that_has_none_for_any_image_is_one_sentence(self, here, capsys, reward):
+        for index in range(2):
+            noise().save(here / f"images/{index}.png")
+        status, records, err = score(capsys, "images", "--prompt", "x", reward=f"own_rewards:{reward}")
+        assert (status, records, err.count("\n")) == (2, {}, 1)
+        assert f"reward function `{reward}` raised" in err
+
+    def test_what_pillow_says_of_a_file_names_it(self, here):
+        noise().save(here / "images/a.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05zzzz")
+        (file,) = images_of("images", prompt="x")
+        with pytest.warns(UserWarning, match="images/a.png': Corrupt EXIF data"):
+            assert file.open().size == (32, 32)
+
+    def test_large_images_do_not_share_a_batch(self, here, capsys, monkeypatch):
+        monkeypatch.setattr("trl_progrpo.cli.score.PIXELS", 2 * 32 * 32)
+        for index in range(5):
+            noise().save(here / f"images/{index}.png")
+        status, records, _ = score(capsys, "images", "--prompt", "x", reward="own_rewards:together")
+        assert status == 0
+        assert [record["rewards"]["together"] for record in records.values()] == [2, 2, 2, 2, 1]
+
+    def test_a_name_that_is_not_unicode(self, here, capsys):
+        noise().save(here / "images/a.png")
+        try:
+            (here / "images/a.png").rename(os.fsdecode(os.fsencode(here) + b"/images/\xff.png"))
+        except OSError:
+            pytest.skip("the file system takes Unicode names only")
+        score(capsys, "images", "--output", "scores.jsonl")
+        (record,) = map(json.loads, (here / "scores.jsonl").read_text(encoding="utf-8").splitlines())
+        assert os.fsencode(record["image"]) == b"images/\xff.png"
 
 
 class TestOrientation:
@@ -151,7 +232,7 @@ class TestOrientation:
 
 
 class TestFolders:
-    KINDS = ("a.png", "b.gif", "c.tiff", "d.jfif", "e.JPG", "f.bmp", "g.ppm", "h.webp", "i.tif")
+    KINDS = ("a.png", "b.gif", "c.tiff", "d.jfif", "e.JPG", "f.bmp", "g.ppm", "h.webp", "i.tif", "j.mpo")
 
     def test_every_kind_of_a_named_file_is_found_in_a_folder(self, here, capsys):
         for name in self.KINDS:
@@ -172,16 +253,39 @@ class TestFolders:
         assert [file.path.name for file in files] == ["a.png"]
         said = " ".join(str(warning.message) for warning in warned)
         assert "2 subfolders left out (sub/, x.png/); give them as further arguments" in said
-        assert "left out (film.mp4)" in said
+        assert "1 file left out (film.mp4)" in said
 
-    def test_images_that_a_list_leaves_out_are_said(self, here):
-        for name in ("a.png", "b.png", "c.JPG"):
+    def test_images_that_metadata_leaves_out_are_said(self, here):
+        (here / "images/sub").mkdir()
+        (here / "images/more").mkdir()
+        for name in ("a.png", "b.png", "c.JPG", "sub/d.png"):
             noise().save(here / "images" / name)
-        (here / "images/metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "prompt": "x"}))
-        told = r"2 unlisted images left out \(b.png, c.JPG\); give each a row in metadata.jsonl"
-        with pytest.warns(UserWarning, match=told):
-            files = images_of("images")
-        assert [file.path.name for file in files] == ["a.png"]
+        rows = [{"file_name": name, "prompt": "x"} for name in ("a.png", "sub/d.png")]
+        (here / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        with pytest.warns(UserWarning, match="left out") as warned:
+            assert len(images_of("images")) == 2
+        said = " ".join(str(warning.message) for warning in warned)
+        assert "2 unlisted images left out (b.png, c.JPG); give each a row in metadata.jsonl" in said
+        assert "1 subfolder left out (more/)" in said
+
+    def test_prompts_in_capitals_of_names_in_capitals(self, here):
+        noise().save(here / "images/CAT.PNG")
+        (here / "images/CAT.TXT").write_text("a cat")
+        assert [file.prompt for file in images_of("images")] == ["a cat"]
+
+    def test_a_folder_called_samples_is_not_yet_genevals(self, here):
+        (here / "images/samples").mkdir()
+        noise().save(here / "images/samples/a.png")
+        rows = [{"file_name": "samples/a.png", "prompt": prompt} for prompt in "xy"]
+        (here / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert [file.prompt for file in images_of("images")] == ["x", "y"]
+
+    def test_a_prompt_without_images_is_said(self, here):
+        noise().save(here / "images/a.png")
+        (here / "images/00000/samples").mkdir(parents=True)
+        (here / "images/00000/metadata.jsonl").write_text('{"prompt": "x"}')
+        with pytest.warns(UserWarning, match="00000/samples' holds no images"):
+            assert len(images_of("images", prompt="x")) == 1
 
     def test_rows_may_name_images_in_the_home_folder(self, here, monkeypatch):
         monkeypatch.setenv("HOME", str(here))
@@ -189,7 +293,7 @@ class TestFolders:
         (here / "rows.jsonl").write_text(json.dumps({"image": "~/images/a.png", "prompt": "x"}))
         assert images_of("rows.jsonl")[0].path == here / "images/a.png"
 
-    @pytest.mark.parametrize("text", ["[1]", '"dog"', "null"])
+    @pytest.mark.parametrize("text", ["[1]", '"dog"', "null", '{"prompt": "x"}\n{"prompt": "y"}', "{"])
     def test_genevals_metadata_of_another_shape_is_a_sentence(self, here, capsys, text):
         (here / "images/00000/samples").mkdir(parents=True)
         noise().save(here / "images/00000/samples/0000.png")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,17 +50,21 @@ class ImageFile:
         from ..rewards.learned_images import to_rgb
 
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
                 # Large, and still read.
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 with Image.open(self.path) as image:
-                    return to_rgb(ImageOps.exif_transpose(image))
+                    upright = to_rgb(ImageOps.exif_transpose(image))
         except UnidentifiedImageError as error:
             raise UnreadableImage("it is no image that Pillow knows") from error
         # Decoders raise OSError, SyntaxError, ValueError, struct.error, DecompressionBombError ... about broken files.
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise UnreadableImage(" ".join(reason.split()).rstrip(".") or type(error).__name__) from error
+        for warning in told:
+            warnings.warn(f"{str(self.path)!r}: {' '.join(str(warning.message).split())}", stacklevel=2)
+        return upright
 
 
 class UnreadableImage(Exception):
@@ -70,8 +75,10 @@ def suffixes() -> frozenset[str]:
     """Return the endings of image files that a folder is searched for, in small letters: all that Pillow reads."""
     from PIL import Image
 
-    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return frozenset(e for e in readable if Image.registered_extensions()[e] not in _NOT_PICTURES)
+    endings = Image.registered_extensions()
+    # Pillow opens MPO, of cameras with two lenses, as JPEG.
+    readable = {*Image.OPEN, "MPO"} - _NOT_PICTURES
+    return frozenset(ending for ending, kind in endings.items() if kind in readable)
 
 
 def images_of(
@@ -103,9 +110,14 @@ def images_of(
         rows = iter([_file_row(source, prompt_column)])
     else:
         raise CommandError(f"{path!r} does not exist; give image files, folders or .jsonl files.")
-    files = [_image_file(where, image, row, prompt_column, prompt, needs_prompt) for where, image, row in rows]
+    try:
+        files = [_image_file(where, image, row, prompt_column, prompt, needs_prompt) for where, image, row in rows]
+    except OSError as error:
+        raise CommandError(f"{path!r} cannot be read ({error.strerror}); change its permissions.") from error
     if not files:
-        raise CommandError(f"{path!r} holds no images; known kinds are {', '.join(sorted(suffixes()))}.")
+        raise CommandError(
+            f"{path!r} holds no images; known kinds are .png, .jpg, .webp and others that Pillow reads."
+        )
     return files
 
 
@@ -130,66 +142,80 @@ def _folder_rows(folder: Path, prompt_column: str) -> Iterator[tuple[str, Path, 
     if _is_geneval(folder):
         yield from _geneval_rows(folder)
         return
-    entries = sorted(folder.iterdir())
-    samples = [entry for entry in entries if entry.is_dir() and _is_geneval(entry)]
-    images, listed = _images_in(entries), folder / "metadata.jsonl"
+    entries, listed = sorted(folder.iterdir()), folder / "metadata.jsonl"
     if listed.is_file():
         rows = list(_rows(listed))
-        unlisted = sorted(path.name for path in set(images) - {path for _, path, _ in rows})
-        cure = "give each a row in metadata.jsonl, or name the files themselves"
-        _tell_left_out(folder, unlisted, "unlisted image", cure)
+        named = {os.path.normpath(path) for _, path, _ in rows}
+        named |= {str(parent) for path in named for parent in Path(path).parents}
+        _tell_left_out(folder, [entry for entry in entries if os.path.normpath(entry) not in named])
         yield from rows
         return
-    _tell_others(folder, [entry for entry in entries if entry not in {*samples, *images}])
+    images = [entry for entry in entries if _is_image(entry)]
+    samples = [entry for entry in entries if _is_geneval(entry)]
+    _tell_left_out(folder, [entry for entry in entries if entry not in {*samples, *images}])
     for path in images:
         yield _file_row(path, prompt_column)
     for sample in samples:
         yield from _geneval_rows(sample)
 
 
-def _images_in(entries: Sequence[Path]) -> list[Path]:
-    """Return those that are images by their endings; of links to nowhere it is told later that they cannot be read."""
-    known = suffixes()
-    return [e for e in entries if e.suffix.lower() in known and (e.is_file() or not e.exists())]
+def _is_image(path: Path) -> bool:
+    """Whether it is named as one; a link that leads nowhere is too, and its image cannot be read."""
+    return path.suffix.lower() in suffixes() and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _is_geneval(folder: Path) -> bool:
-    return (folder / "metadata.jsonl").is_file() and (folder / "samples").is_dir()
+    listed = folder / "metadata.jsonl"
+    if not os.path.isfile(listed) or not os.path.isdir(folder / "samples"):
+        return False
+    try:
+        row = json.loads(_text_of(listed).partition("\n")[0])
+    except json.JSONDecodeError:
+        return True
+    # In a folder of `datasets`, whose rows name their images, `samples` is a name as any other.
+    return not (isinstance(row, dict) and set(IMAGE_COLUMNS) & set(row))
 
 
 def _geneval_rows(folder: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yield the images of one prompt, whose metadata is the only line of a file without image names."""
-    listed = folder / "metadata.jsonl"
+    listed, samples = folder / "metadata.jsonl", folder / "samples"
     try:
         row = json.loads(_text_of(listed))
+        fault = None if isinstance(row, dict) else repr(row)
     except json.JSONDecodeError as error:
-        raise CommandError(
-            f"{str(listed)!r} is not one line of JSON ({error}), as GenEval's is; correct it."
-        ) from error
-    if not isinstance(row, dict):
-        raise CommandError(f"{str(listed)!r} is {row!r}, and no JSON object as GenEval's is; correct it.")
-    for path in _images_in(sorted((folder / "samples").iterdir())):
+        fault = f"not one line of JSON ({error})"
+    if fault is not None:
+        raise CommandError(f"{str(listed)!r} is {fault}, and no JSON object as GenEval's is; correct it.")
+    images = [entry for entry in sorted(samples.iterdir()) if _is_image(entry)]
+    _tell_left_out(samples, sorted(set(samples.iterdir()) - set(images)))
+    if not images:
+        warnings.warn(f"{str(samples)!r} holds no images, so that its prompt has no score.", stacklevel=2)
+    for path in images:
         yield f"{folder.name}/samples/{path.name}", path, dict(row)
 
 
-def _tell_others(folder: Path, entries: Sequence[Path]) -> None:
-    folders = [f"{entry.name}/" for entry in entries if entry.is_dir()]
+def _tell_left_out(folder: Path, entries: Sequence[Path]) -> None:
+    folders = [f"{entry.name}/" for entry in entries if os.path.isdir(entry)]
+    images = [entry.name for entry in entries if _is_image(entry)]
     others = [
-        e.name for e in entries if e.is_file() and e.suffix.lower() not in _BESIDE and not e.name.startswith(".")
+        entry.name
+        for entry in entries
+        if not (os.path.isdir(entry) or _is_image(entry))
+        and not (entry.suffix.lower() in _BESIDE or entry.name.startswith("."))
     ]
-    _tell_left_out(folder, folders, "subfolder", "give them as further arguments to score what is in them")
-    _tell_left_out(folder, others, "file that is no image", "name a file itself to have it read all the same")
-
-
-def _tell_left_out(folder: Path, names: Sequence[str], what: str, cure: str) -> None:
-    if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        warnings.warn(f"{str(folder)!r}: {counted(len(names), what)} left out ({shown}); {cure}.", stacklevel=2)
+    for names, what, cure in (
+        (folders, "subfolder", "give them as further arguments to score what is in them"),
+        (images, "unlisted image", "give each a row in metadata.jsonl, or name the files themselves"),
+        (others, "file", "no image ends like that; name a file itself to have it read all the same"),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            warnings.warn(f"{str(folder)!r}: {counted(len(names), what)} left out ({shown}); {cure}.", stacklevel=2)
 
 
 def _file_row(path: Path, prompt_column: str) -> tuple[str, Path, dict[str, Any]]:
-    text = path.with_suffix(".txt")
-    return path.name, path, {prompt_column: _text_of(text).strip()} if text.is_file() else {}
+    texts = (path.with_suffix(ending) for ending in (".txt", ".TXT"))
+    return path.name, path, next(({prompt_column: _text_of(text).strip()} for text in texts if text.is_file()), {})
 
 
 def _text_of(file: Path) -> str:

@@ -32,15 +32,18 @@ OUTPUT_SUFFIXES = (".jsonl", ".json")
 WITH_FILES = ("reward_funcs", "json", "output", "images", "prompts", "prompt_column", "batch_size")
 """Arguments that mean something where images are there; all others are about drawing some."""
 
+PIXELS = 2**27
+"""Of images in one batch, at most, beyond the first: 128 of 1024 x 1024, in 1.6 GB of floating-point numbers."""
+
 Record = dict[str, Any]
-"""`{"image", "source", "prompt", "rewards": {name: value}}` of one image; with `"error"` if it cannot be read, and NaN."""
+"""`{"image", "source", "prompt", "rewards": {name: value}}` of one image; with `"error"` and NaN if it has no score."""
 
 
 def run(argv: Sequence[str]) -> int:
     """
     Parse `argv`, score, print tables or JSON, and write the file.
 
-    Returns the exit status: 1 if images could not be read, whose names go to standard error; the others have their scores.
+    Returns the exit status: 1 if images could not be read or scored, whose names go to standard error; the others have scores.
     """
     args = _parser().parse_args(argv)
     _check(args, _given(argv))
@@ -63,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
         ) from unwritten
     faults = [record for record in records if "error" in record]
     for record in faults:
-        print(f"trl-progrpo score: {record['image']!r} cannot be read: {record['error']}.", file=sys.stderr)
+        print(f"trl-progrpo score: {record['image']!r} {record['error']}.", file=sys.stderr)
     if faults:
         print(
             f"trl-progrpo score: {len(faults)} of {counted(len(records), 'image')} without a score.", file=sys.stderr
@@ -75,7 +78,8 @@ def _write(path: str, records: Sequence[Record]) -> OSError | None:
     """Write lines of JSON, and return what went wrong, if so."""
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     try:
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # Names of files that are not Unicode are escaped, as JSON does.
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         return error
 
@@ -98,11 +102,8 @@ def score(args: argparse.Namespace) -> list[Record]:
         files = [file for path in args.images for file in images_of(path, *wanted)]
         records = list(_score_files(runner, files, args.batch_size))
         if all("error" in record for record in records):
-            first = records[0]
-            raise CommandError(
-                f"{first['image']!r} cannot be read as an image ({first['error']})"
-                f"{f', and none of the other {len(records) - 1} either' if len(records) > 1 else ''}; give an image file."
-            )
+            others = f" None of the {len(records)} images has a score." if len(records) > 1 else ""
+            raise CommandError(f"{records[0]['image']!r} {records[0]['error']}.{others}")
         return records
     rows = _rows(args, runner)
     prompts = [row[args.prompt_column] for row in rows]
@@ -286,22 +287,62 @@ def _rows(args: argparse.Namespace, runner: RewardRunner) -> list[Mapping[str, A
     return list(dataset)
 
 
+def _check_rows(runner: RewardRunner, files: Sequence[ImageFile]) -> None:
+    """Raise what a reward says of the first row, before rewards load, where none can be scored."""
+    from ..rewards.rows import first_fault
+
+    def fault(file: ImageFile) -> ValueError | None:
+        columns = {key: [value] for key, value in file.columns.items()}
+        found = (first_fault(*named, [file.prompt], columns) for named in zip(runner.names, runner.functions))
+        return next((fault for fault in found if fault is not None), None)
+
+    first = fault(files[0])
+    if first is not None and all(fault(file) is not None for file in files[1:]):
+        raise first
+
+
 def _score_files(runner: RewardRunner, files: Sequence[ImageFile], batch_size: int) -> Iterator[Record]:
     """Score images of one size that follow each other in one batch; those that cannot be read have no scores."""
-    for _, same in groupby(_opened(files), key=lambda opened: getattr(opened[1], "size", None)):
-        while batch := list(islice(same, batch_size)):
-            found, images = zip(*batch)
-            names, prompts = [str(file.path) for file in found], [file.prompt for file in found]
-            if isinstance(images[0], UnreadableImage):
-                nothing = dict.fromkeys(runner.names, math.nan)
-                for file, error in batch:
-                    listed = "" if file.where == file.path.name else f"{file.where}: "
-                    record = {"image": str(file.path), "source": "images", "prompt": file.prompt, "rewards": nothing}
-                    yield record | {"error": f"{listed}{error}"}
-                continue
-            keys = dict.fromkeys(key for file in found for key in file.columns)
-            columns = {key: [file.columns.get(key) for file in found] for key in keys}
-            yield from _score(runner, prompts, images, columns, batch_size, names, "images")
+    loaded = False
+    for size, same in groupby(_opened(files), key=lambda opened: getattr(opened[1], "size", None)):
+        if size is None:
+            for file, error in same:
+                listed = "" if file.where == file.path.name else f"{file.where}: "
+                yield _without_score(runner, file, f"cannot be read as an image ({listed}{error}); give an image file")
+            continue
+        if not loaded:
+            with user_errors():
+                _check_rows(runner, files)
+                runner.load()
+            loaded = True
+        fitting = max(1, min(batch_size, PIXELS // math.prod(size)))
+        while batch := list(islice(same, fitting)):
+            yield from _score_opened(runner, batch)
+
+
+def _score_opened(runner: RewardRunner, batch: Sequence[tuple[ImageFile, Image.Image]]) -> list[Record]:
+    """Score images of one size, one by one where a reward fails, so that only those that it fails on have no scores."""
+    from ..rewards import RewardError
+
+    files, images = zip(*batch)
+    keys = dict.fromkeys(key for file in files for key in file.columns)
+    columns = {key: [file.columns.get(key) for file in files] for key in keys}
+    names, prompts = [str(file.path) for file in files], [file.prompt for file in files]
+    try:
+        return _score(runner, prompts, images, columns, len(files), names, "images")
+    except CommandError as error:
+        failure = error.__cause__
+        # Where a server is away, no image is to blame.
+        if not isinstance(failure, RewardError) or isinstance(failure.__cause__, (TimeoutError, ConnectionError)):
+            raise
+        if len(files) == 1:
+            return [_without_score(runner, files[0], f"has no score: {str(error).rstrip('.')}")]
+    return [record for one in batch for record in _score_opened(runner, [one])]
+
+
+def _without_score(runner: RewardRunner, file: ImageFile, error: str) -> Record:
+    nothing = dict.fromkeys(runner.names, math.nan)
+    return {"image": str(file.path), "source": "images", "prompt": file.prompt, "rewards": nothing, "error": error}
 
 
 def _opened(files: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, Image.Image | UnreadableImage]]:
@@ -338,8 +379,8 @@ def _tensor(images: Sequence[Image.Image]):
     import numpy as np
     import torch
 
-    arrays = [np.asarray(image.convert("RGB"), dtype=np.float32) / 255 for image in images]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def _save(images: Sequence[Image.Image], source: str, folder: str | None) -> list[str]:

@@ -15,6 +15,9 @@ from .learned_images import to_rgb
 QUALITY = 95
 """Quality of the JPEG encoder, as in DDPO."""
 
+LONGEST_SIDE = 65_500
+"""Of images that libjpeg writes, in pixels."""
+
 
 @REWARDS.register("jpeg_compressibility")
 def jpeg_compressibility(prompts: Sequence[str], images: Sequence[Image.Image], **columns) -> list[float]:
@@ -33,7 +36,7 @@ def jpeg_compressibility(prompts: Sequence[str], images: Sequence[Image.Image], 
         columns: further dataset columns and `preview`; not used.
 
     Raises:
-        ValueError: if an entry is not a PIL image.
+        ValueError: if an entry is not a PIL image, or a side is longer than a JPEG's may be.
     """
     return [-jpeg_size(image) for image in images]
 
@@ -44,9 +47,6 @@ def jpeg_incompressibility(prompts: Sequence[str], images: Sequence[Image.Image]
     return [jpeg_size(image) for image in images]
 
 
-jpeg_compressibility.reads_prompts = jpeg_incompressibility.reads_prompts = False
-
-
 def jpeg_size(image: Image.Image, quality: int = QUALITY) -> float:
     """
     Size of an image as a JPEG file, in kB of 1000 bytes.
@@ -54,11 +54,20 @@ def jpeg_size(image: Image.Image, quality: int = QUALITY) -> float:
     Args:
         image (`PIL.Image.Image`): of any mode; transparency is put on white.
         quality (`int`, *optional*, defaults to 95): of the encoder, 1 to 95.
+
+    Raises:
+        ValueError: if a side is longer than a JPEG's may be.
     """
+    rgb = to_rgb(image)
+    if max(rgb.size) > LONGEST_SIDE:
+        raise ValueError(
+            f"an image is {rgb.width} x {rgb.height} pixels, and a side of a JPEG has at most {LONGEST_SIDE}; resize it."
+        )
     file = io.BytesIO()
-    to_rgb(image).save(file, format="JPEG", quality=quality)
+    rgb.save(file, format="JPEG", quality=quality)
     return file.tell() / 1000
 
 
 # Of the image alone.
+jpeg_compressibility.reads_prompts = jpeg_incompressibility.reads_prompts = False
 jpeg_compressibility.dataset_columns = jpeg_incompressibility.dataset_columns = ()

@@ -266,7 +266,8 @@ class _Batch:
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """PIL images of a tensor `(B, 3, height, width)` in [0, 1], rounded as diffusers' image processor does."""
-    array = (images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
+    # Rounded in place: of a large image every copy is gigabytes.
+    array = (images.detach().float() * 255).round_().to(torch.uint8).cpu().permute(0, 2, 3, 1).contiguous().numpy()
     return [Image.fromarray(image) for image in array]
 
 
