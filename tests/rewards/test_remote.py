@@ -150,6 +150,11 @@ class TestAgainstAServer:
     def test_no_images(self, reward_server, token):
         assert RemoteReward(reward_server.url, NAME)([], []) == []
 
+    @pytest.mark.parametrize(("name", "expected"), [("jpeg_compressibility", False), ("shapes", True), ("toy", True)])
+    def test_whether_prompts_are_read_is_known_of_built_in_rewards(self, monkeypatch, name, expected):
+        monkeypatch.setattr(remote_client.RewardServers, "check", lambda self, reward: None)
+        assert RemoteReward("http://nowhere:1", name).reads_prompts is expected
+
     @pytest.mark.parametrize(
         ("prompt", "kind", "part"),
         [

@@ -84,6 +84,7 @@ class RemoteReward:
         # Of a built-in reward it is known what it reads and refuses.
         self._local = REWARDS.get(reward) if reward in REWARDS.registered() else None
         self.dataset_columns: Sequence[str] | None = getattr(self._local, "dataset_columns", None)
+        self.reads_prompts: bool = getattr(self._local, "reads_prompts", True)
         self._servers = RewardServers(
             [urls] if isinstance(urls, str) else urls, token_env=token_env, timeout=timeout, retries=retries
         )
