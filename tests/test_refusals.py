@@ -55,6 +55,8 @@ class TestTexts:
         ],
     )  # fmt: skip
     def test_that_are_none(self, tmp_path, changes, said):
+        # Which puts other types into the fields of the class.
+        train._parser()
         with pytest.raises(ValueError, match=said):
             config(tmp_path, **changes)
 

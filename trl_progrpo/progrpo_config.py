@@ -449,14 +449,15 @@ class ProGRPOConfig(BaseConfig):
         self._warn_of_what_does_nothing()
 
     def _check_texts(self):
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name not in ProGRPOConfig.__annotations__ or one.type not in ("str", "str | None"):
+        # Not `fields`, in whose types the parser of transformers puts others.
+        for name, kind in ProGRPOConfig.__annotations__.items():
+            value = getattr(self, name, None)
+            if kind not in ("str", "str | None"):
                 continue
-            if not isinstance(value, str) and not (value is None and one.type == "str | None"):
+            if not isinstance(value, str) and not (value is None and kind == "str | None"):
                 several = isinstance(value, (list, tuple)) and value and all(isinstance(entry, str) for entry in value)
                 example = f", such as {', '.join(value)!r}" if several else ""
-                raise ValueError(f"`{one.name}` is {value!r}; give one text{example}.")
+                raise ValueError(f"`{name}` is {value!r}; give one text{example}.")
 
     def _take_lists(self):
         """Makes lists of plain numbers of whatever they came in: they are compared, and written as JSON."""
