@@ -114,7 +114,8 @@ def test_everybody_who_prints(broken, kind):
             bar.write(TEXT, file=file)
         assert not file.isatty()
     handler.emit(logging.LogRecord("x", logging.WARNING, "x", 1, TEXT, None, None))
-    warnings.showwarning(UserWarning(TEXT), UserWarning, "x", 1)
+    # As `warnings.showwarning` does, which pytest records, and xdist cannot send a surrogate.
+    sys.stderr.write(warnings.formatwarning(UserWarning(TEXT), UserWarning, "x", 1))
     sys.stdout.flush()
     reason = {full_disk: "No space left on device", closed_number: "Bad file descriptor"}.get(kind)
     assert lost_output() == reason
