@@ -13,7 +13,10 @@ from trl_progrpo.tiny import model_path
 
 def add_names(hub, adapter):
     """Datasets and models; `adapter` is the folder of a LoRA of the embedded model."""
-    rows = {"train": [{"prompt": f"red {i}", "n": i} for i in range(6)], "test": [{"prompt": "blue", "n": 0}]}
+    rows = {
+        "train": [{"prompt": f"{n} red circles", "n": i} for i, n in enumerate(("two", "three") * 3)],
+        "test": [{"prompt": "a blue square", "n": 0}],
+    }
     data = {f"{split}.jsonl": "".join(json.dumps(row) + "\n" for row in part) for split, part in rows.items()}
     header = """---
 configs:

@@ -79,7 +79,9 @@ def test_python_runs(name, small_runs):
 def test_other_pages_have_no_code_that_is_not_run():
     for page in PAGES:
         name = str(page.relative_to(ROOT))
-        assert name in (*RUN, "docs/families.md", "README.md") or not [b for b in blocks(page) if not b["marker"]], page
+        assert name in (*RUN, "docs/families.md", "README.md") or not [b for b in blocks(page) if not b["marker"]], (
+            page
+        )
 
 
 def test_recipe_family(restored_registries):

@@ -452,7 +452,8 @@ class ProGRPOConfig(BaseConfig):
         # Not `fields`, in whose types the parser of transformers puts others.
         for name, kind in ProGRPOConfig.__annotations__.items():
             value = getattr(self, name, None)
-            if kind not in ("str", "str | None"):
+            # Of a function where a name belongs the registry tells the cure.
+            if kind not in ("str", "str | None") or callable(value):
                 continue
             if not isinstance(value, str) and not (value is None and kind == "str | None"):
                 several = isinstance(value, (list, tuple)) and value and all(isinstance(entry, str) for entry in value)

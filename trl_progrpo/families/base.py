@@ -78,8 +78,9 @@ class Family(ABC):
                     f"`{name}` is {value}, but {type(pipeline).__name__} makes images whose sides are multiples of "
                     f"{self.size_multiple}; use {nearest}."
                 )
-        for name, value, most in zip(("height", "width"), (self.height, self.width), self.max_size or ()):
-            if value > most:
+        # A pipeline whose own default is beyond it may still be asked for anything but images.
+        for name, value, most in zip(("height", "width"), (height, width), self.max_size or ()):
+            if value is not None and value > most:
                 raise ValueError(
                     f"`{name}` is {value}, but the position table of this {type(self.denoiser).__name__} ends at {most} pixels; "
                     f"use at most {most}."
