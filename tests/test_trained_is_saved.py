@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 
 import peft
 import pytest
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from trl_progrpo.adapters import ADAPTER_FILE, add_adapter, check_lora_config, load_adapter, save_adapter
+from trl_progrpo.families.loading import base_folder, changed_weight
 from trl_progrpo.trainer_checks import check_gradients
 
 
@@ -167,6 +169,11 @@ class TestConfigs:
         images = [p(**call, generator=torch.Generator().manual_seed(0)).images for p in (family.pipeline, pipeline)]
         assert (images[0] - images[1]).abs().max() < 1e-5
 
+    @pytest.mark.parametrize("options", [{"lora_alpha": 0}, {"alpha_pattern": {"to_q": 0}}])
+    def test_a_scale_of_nothing_is_refused(self, options):
+        with pytest.raises(ValueError, match=r"`lora_alpha` of the LoRA is 0, .* use another"):
+            check_lora_config(LoraConfig(target_modules=["to_q"], **options))
+
 
 class TestCompiled:
     @pytest.mark.parametrize("what", ["transformer", "block", "both"])
@@ -276,6 +283,94 @@ class TestTrainersOfOnePipeline:
         fresh.train()
         for one, two in zip(second.model.parameters(), fresh.model.parameters(), strict=True):
             assert torch.equal(one, two)
+
+
+class TestBase:
+    """Pipelines that remember neither a LoRA nor anything else, but whose weights are not those of their base."""
+
+    def fused(pipeline):
+        pipeline.transformer.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False))
+        pipeline.transformer.fuse_lora()
+        pipeline.transformer.unload_lora()
+
+    def fused_encoder(pipeline):
+        pipeline.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+        for module in pipeline.text_encoder.modules():
+            if hasattr(module, "merge"):
+                module.merge()
+        pipeline.text_encoder.delete_adapter("default")
+
+    def other_weights(pipeline):
+        pipeline.transformer.proj_out.weight.data += 0.1
+
+    def textual_inversion(pipeline):
+        pipeline.text_encoder.resize_token_embeddings(pipeline.text_encoder.config.vocab_size + 1)
+
+    CHANGES = {
+        "fused": (fused, "transformer"), "fused_encoder": (fused_encoder, "text_encoder"),
+        "other_weights": (other_weights, "transformer"), "textual_inversion": (textual_inversion, "text_encoder"),
+    }  # fmt: skip
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_changed_weights_are_refused_and_the_advice_works(self, make_trainer, pipeline_path, tmp_path, change):
+        pipeline = stock(pipeline_path)
+        make, component = self.CHANGES[change]
+        make(pipeline)
+        with pytest.raises(ValueError, match=rf"weights of its {component} that are not those of .*save_pretrained"):
+            make_trainer(model=pipeline)
+        pipeline.save_pretrained(tmp_path)
+        assert changed_weight(stock(tmp_path), component) is None
+
+    def test_rounded_weights_are_those_of_the_base(self, pipeline_path):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            pipeline = DiffusionPipeline.from_pretrained(
+                pipeline_path, dtype=dtype, text_encoder_3=None, tokenizer_3=None
+            )
+            for now in (dtype, torch.float32):
+                pipeline.to(dtype=now)
+                assert changed_weight(pipeline, "transformer") is None
+                assert changed_weight(pipeline, "text_encoder") is None
+
+    def test_one_made_in_memory_has_nothing_to_be_compared_with(self, make_pipeline):
+        assert changed_weight(make_pipeline(), "transformer") is None
+
+    def test_the_cache_of_the_hub_is_found(self, pipeline_path, tmp_path, monkeypatch):
+        snapshot = tmp_path / "models--maker--base" / "snapshots" / "0123"
+        shutil.copytree(pipeline_path, snapshot)
+        pipeline = stock(snapshot)
+        pipeline.register_to_config(_name_or_path="maker/base")
+        assert base_folder(pipeline) == str(snapshot)
+        pipeline.transformer.proj_out.weight.data += 1
+        assert changed_weight(pipeline, "transformer") == "proj_out.weight"
+        pipeline.register_to_config(_name_or_path="no such/name at all")
+        assert base_folder(pipeline) is None
+
+
+class TestChangedAfterwards:
+    CHANGES = {
+        "weighted": (lambda t: t.pipeline.set_adapters("default", 0.5), "another weight than 1"),
+        "switched off": (lambda t: t.pipeline.disable_lora(), "is switched off .*enable_lora"),
+        "fused": (lambda t: t.pipeline.fuse_lora(["transformer"]), "is fused into .*unfuse_lora"),
+        "projections": (lambda t: t.model.fuse_qkv_projections(), "have no gradient"),
+        "unfrozen": (lambda t: t.model.proj_out.requires_grad_(True), "'proj_out.weight' for one, .* not be saved"),
+    }
+
+    @pytest.mark.parametrize("change", CHANGES)
+    def test_the_next_training_says_so(self, make_trainer, change):
+        trainer = make_trainer(max_steps=1)
+        trainer.train()
+        make, told = self.CHANGES[change]
+        make(trainer)
+        with pytest.raises(ValueError, match=told):
+            trainer.train()
+
+    def test_what_is_saved_is_at_the_strength_of_the_training(self, make_trainer, tmp_path):
+        trainer = make_trainer(max_steps=1)
+        trainer.save_model(str(tmp_path / "one"))
+        trainer.pipeline.set_adapters("default", 0.25)
+        trainer.save_model(str(tmp_path / "two"))
+        one, two = (load_file(tmp_path / name / ADAPTER_FILE) for name in ("one", "two"))
+        assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 class TestOtherAdapters:

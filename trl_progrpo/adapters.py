@@ -81,6 +81,10 @@ def check_lora_config(config: LoraConfig) -> None:
         )
     if config.r < 1:
         raise ValueError(f"`r` of the LoRA is {config.r}; use at least 1.")
+    if not config.lora_alpha or not all(config.alpha_pattern.values()):
+        raise ValueError(
+            "`lora_alpha` of the LoRA is 0, with which it would not be trained; use another, such as `r`."
+        )
     if config.lora_dropout != 0:
         raise ValueError(
             f"`lora_dropout` is {config.lora_dropout}; use 0: with dropout the updated policy is not the one that sampled."
@@ -216,8 +220,14 @@ def _padded(key: str, tensor: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def _scale_of(key: str, layers: Mapping[str, BaseTunerLayer]) -> float:
-    """Return by how much PEFT multiplies the layer whose `lora_B` has this key."""
-    return layers[key.split(".lora_")[0]].scaling["default"]
+    """Return the scale of the layer whose `lora_B` has this key."""
+    return trained_scale(layers[key.split(".lora_")[0]])
+
+
+def trained_scale(layer: BaseTunerLayer) -> float:
+    """Return by how much PEFT multiplies a layer's adapter, whatever weight it was given with `set_adapters`."""
+    rank = layer.r["default"]
+    return layer.lora_alpha["default"] / (math.sqrt(rank) if layer.use_rslora["default"] else rank)
 
 
 def adapter_layers(denoiser: torch.nn.Module) -> dict[str, BaseTunerLayer]:

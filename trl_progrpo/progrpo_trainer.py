@@ -1017,7 +1017,7 @@ class ProGRPOTrainer(ShardingTrainer):
         resume_from_checkpoint = checkpoint_to_resume(self, resume_from_checkpoint)
         # Nothing of an earlier run of this object: its rollouts have the same indices.
         self.last_rollout, self._micro_batches_of, self._resumed_from = None, None, resume_from_checkpoint
-        self._micro_steps_since_update, self.kept_step = 0, None
+        self._micro_steps_since_update, self.kept_step, self._gradients_checked = 0, None, False
         self._metrics.clear()
         self._loop_callback.keep_evaluations()
         stop = self._stop_request.listening(self.is_world_process_zero())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 
-from .adapters import MERGE, check_lora_config
+from .adapters import MERGE, adapter_layers, check_lora_config, trained_scale
 from .families.base import Family
+from .families.loading import changed_weight
 from .progrpo_config import ProGRPOConfig
 
 
@@ -71,8 +73,8 @@ def check_pipeline(pipeline: DiffusionPipeline, family: Family, all_weights: boo
 
     Raises:
         ValueError: if weights in half precision are to be trained as they are, or something about the pipeline is not in
-            its base model and would not be saved: a fused LoRA, fused projections, an IP-Adapter, FreeU. Warns if the VAE is
-            in half precision.
+            its base model and would not be saved: a fused LoRA, fused projections, an IP-Adapter, FreeU, changed weights.
+            Warns if the VAE is in half precision.
     """
     denoiser = family.denoiser
     if all_weights and denoiser.dtype != torch.float32:
@@ -138,6 +140,13 @@ def _not_plain(pipeline: DiffusionPipeline, denoiser_name: str, all_weights: boo
     for name, module in pipeline.components.items():
         if name != denoiser_name and getattr(module, "peft_config", None):
             yield f"an adapter on its {name}", f"take it off with `pipeline.unload_lora_weights()`, or {MERGE}"
+    for name in (denoiser_name, *(name for name in pipeline.components if name.startswith("text_encoder"))):
+        weight = changed_weight(pipeline, name)
+        if weight is not None:
+            yield (
+                f"weights of its {name} that are not those of {str(pipeline.name_or_path)!r} ({weight!r} for one)",
+                "save it as a model of its own: `pipeline.save_pretrained(FOLDER)`, and give FOLDER as `model`",
+            )
 
 
 def _has_weights(processor: Any) -> bool:
@@ -174,18 +183,37 @@ def check_trained(family: Family, model: torch.nn.Module, use_adapter: bool) -> 
             f"the trainer's adapter 'default' is not the active one of `pipeline.{name}`; switch it on with "
             '`pipeline.set_adapters("default")`, or make a new trainer if it was taken off.'
         )
+    if not use_adapter:
+        return
+    layers = adapter_layers(denoiser).values()
+    if any(layer.disable_adapters for layer in layers):
+        raise ValueError(
+            f"the trainer's adapter is switched off in `pipeline.{name}` and would not be trained; switch it on with "
+            "`pipeline.enable_lora()`."
+        )
+    if any(layer.merged for layer in layers):
+        raise ValueError(
+            f"the trainer's adapter is fused into `pipeline.{name}` and would not be trained; take it out with "
+            "`pipeline.unfuse_lora()`."
+        )
+    if any(not math.isclose(layer.scaling["default"], trained_scale(layer)) for layer in layers):
+        raise ValueError(
+            f"the trainer's adapter has another weight than 1 in `pipeline.{name}`, with which it would be trained and not "
+            'saved; set it back with `pipeline.set_adapters("default", 1.0)`.'
+        )
 
 
 def check_gradients(family: Family, sharding: str | None) -> None:
     """
-    Check, after the backward passes of the first update, that every trained weight has a gradient.
+    Check, after the backward passes of the first update, that every trained weight has a gradient, and with a LoRA no other.
 
     Args:
         family ([`~families.Family`]): whose denoiser is trained; names the weights that may have none.
         sharding (`str`, *optional*): with DeepSpeed, which keeps gradients to itself, nothing is checked.
 
     Raises:
-        ValueError: naming weights without one: layers that the forward pass never calls.
+        ValueError: naming weights without one: layers that the forward pass never calls; or weights of the model that are
+            trained beside a LoRA.
     """
     if sharding is not None and sharding.startswith("DeepSpeed"):
         return
@@ -197,6 +225,12 @@ def check_gradients(family: Family, sharding: str | None) -> None:
             f"{len(without)} of the {len(trained)} trained tensors of the {family.denoiser_name} have no gradient after the "
             f"first update, {without[0]!r} for one: the forward pass does not use them, and they would be saved untrained; "
             "choose other `target_modules` for the LoRA, or load the pipeline without changing its layers."
+        )
+    beside = [name for name in trained if ".lora_" not in name]
+    if 0 < len(beside) < len(trained):
+        raise ValueError(
+            f"{len(beside)} weights of the {family.denoiser_name} itself would be trained beside the LoRA, {beside[0]!r} for "
+            "one, and not be saved; freeze them with `requires_grad_(False)`."
         )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from huggingface_hub.file_download import repo_folder_name
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from ..tiny import model_path, preview_decoder_path
@@ -142,6 +145,62 @@ def _quiet() -> Iterator[None]:
         diffusers_logging.set_verbosity(level)
         for module in bars:
             module.enable_progress_bar()
+
+
+def base_folder(pipeline: DiffusionPipeline) -> str | None:
+    """Return the folder that a pipeline was loaded from, if it is known; of one from the Hub, that in the cache."""
+    base = pipeline.name_or_path
+    if not base or os.path.isdir(base):
+        return base or None
+    try:
+        cached = try_to_load_from_cache(base, "model_index.json")
+    except HFValidationError:
+        return None
+    repository = repo_folder_name(repo_id=base, repo_type="model")
+    # A component knows its folder in the cache, also of another revision than the main branch.
+    configs = (getattr(component, "config", None) for component in pipeline.components.values())
+    sources = (str(getattr(config, "_name_or_path", "")) for config in configs)
+    own = next((source for source in sources if repository in Path(source).parts), cached)
+    return os.path.dirname(own) if isinstance(own, str) else None
+
+
+def changed_weight(pipeline: DiffusionPipeline, component: str) -> str | None:
+    """
+    Return the name of a weight that differs from the files of the pipeline's base model: a LoRA was fused in, tokens were
+    added, or the component comes from elsewhere.
+
+    Of each weight the first row is looked at, rounded to the precisions it may have been loaded in.
+
+    Args:
+        pipeline ([`~diffusers.DiffusionPipeline`]): as it was loaded by a user.
+        component (`str`): name of one of its networks; `None` is returned if there is none, or no files to compare it with.
+    """
+    module, base = getattr(pipeline, component, None), base_folder(pipeline)
+    if module is None or base is None or getattr(module, "hf_quantizer", None) is not None:
+        return None
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in Path(base, component).glob("*.safetensors")]
+        names = [(file, set(file.keys())) for file in files]
+        for name, weight in module.named_parameters():
+            # PEFT leaves its wrapper about a layer whose adapter was fused and deleted.
+            name = name.replace(".base_layer.", ".")
+            rows = [_first_row(file, name) for file, keys in names if name in keys]
+            known = rows and weight.is_floating_point() and not weight.is_meta
+            if known and not any(_is_row_of(weight, *row) for row in rows):
+                return name
+    return None
+
+
+def _first_row(file: Any, name: str) -> tuple[list[int], torch.Tensor]:
+    shape = file.get_slice(name).get_shape()
+    return shape, file.get_slice(name)[:1] if shape else file.get_tensor(name)
+
+
+def _is_row_of(weight: torch.Tensor, shape: list[int], row: torch.Tensor) -> bool:
+    if list(weight.shape) != shape:
+        return False
+    own = (weight[:1] if shape else weight).detach().cpu()
+    return any(torch.equal(own, row.to(via).to(own.dtype)) for via in (row.dtype, torch.bfloat16, torch.float16))
 
 
 EMBEDDED_PREVIEW_DECODERS = {"shapes": preview_decoder_path}
