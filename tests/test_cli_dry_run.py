@@ -14,8 +14,8 @@ from trl_progrpo.arithmetic import count_work
 from trl_progrpo.cli.arguments import TrainParser
 from trl_progrpo.cli.main import main
 from trl_progrpo.cli.resolved_config import resolved_config, to_yaml
-from trl_progrpo.cli.skeleton import skeleton
 from trl_progrpo.families import family_class
+from trl_progrpo.families.skeleton import skeleton
 
 
 DEMO = Path(__file__).parents[1] / "examples" / "configs" / "shapes_demo.yaml"

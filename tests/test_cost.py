@@ -10,10 +10,10 @@ import torch
 
 from trl_progrpo.adapters import add_adapter, default_lora_config
 from trl_progrpo.calibration import calibration_config, measure_seconds
-from trl_progrpo.cli.skeleton import preview_decoder_skeleton, skeleton
-from trl_progrpo.cli.text_skeleton import encode
 from trl_progrpo.cost import PhaseCost, PruneSchedule, UnitCost, WorkCount
 from trl_progrpo.families import load_preview_decoder
+from trl_progrpo.families.skeleton import preview_decoder_skeleton, skeleton
+from trl_progrpo.families.text_skeleton import encode
 from trl_progrpo.flops import count_flops, unit_flops
 from trl_progrpo.rewards import RewardRunner
 

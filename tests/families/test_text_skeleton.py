@@ -7,9 +7,9 @@ from pipelines import make_sd, make_sd3, make_sdxl
 from pipelines_flux import tiny_flux, tiny_flux2, tiny_flux2_klein
 from pipelines_qwen import make_qwen_image, make_sana, make_z_image
 
-from trl_progrpo.cli.skeleton import skeleton
-from trl_progrpo.cli.text_skeleton import encode
 from trl_progrpo.families import family_class
+from trl_progrpo.families.skeleton import skeleton
+from trl_progrpo.families.text_skeleton import encode
 from trl_progrpo.flops import unit_flops
 
 

@@ -87,7 +87,7 @@ def resolve_model(
     """The family on a [`~skeleton.skeleton`] with its adapter on, and what to print of it."""
     from ..adapters import add_adapter, default_lora_config
     from ..families import family_class
-    from .skeleton import HUB_OPTIONS, skeleton
+    from ..families.skeleton import HUB_OPTIONS, skeleton
     from .train import init_kwargs, lora_config
 
     options = {name: value for name, value in (init_kwargs(model_args, args) or {}).items() if name in HUB_OPTIONS}

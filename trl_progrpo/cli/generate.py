@@ -112,7 +112,7 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
     import torch
 
     from ..families import family_class, load_pipeline
-    from .skeleton import NoSkeleton, skeleton
+    from ..families.skeleton import NoSkeleton, skeleton
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.dtype == "auto":

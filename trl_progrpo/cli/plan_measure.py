@@ -30,10 +30,10 @@ def rows_of(train: Any, number: int) -> list[dict[str, Any]]:
 
 def count(model_args, training_args, rows) -> tuple[Family, dict[str, str], UnitCost | None, str | None]:
     """The family without weights, what to say of it, and its FLOPs or why they are not known."""
+    from ..families.skeleton import preview_decoder_skeleton
+    from ..families.text_skeleton import encode
     from ..flops import unit_flops
     from .dry_run import resolve_model
-    from .skeleton import preview_decoder_skeleton
-    from .text_skeleton import encode
 
     flops = reason = None
     try:

@@ -117,9 +117,9 @@ def estimate(
     import torch
 
     from ..activations import measure_activations
+    from ..families.skeleton import preview_decoder_skeleton
+    from ..families.text_skeleton import encode
     from ..memory import estimate_memory, optimizer_state_bytes, tensor_bytes
-    from .skeleton import preview_decoder_skeleton
-    from .text_skeleton import encode
 
     denoiser = family.denoiser
     trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]

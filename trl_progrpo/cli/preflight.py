@@ -21,8 +21,8 @@ def preflight(model_args: ModelArguments, args: ProGRPOConfig) -> None:
     Raises:
         CommandError: for a mistake of the user's.
     """
+    from ..families.skeleton import NoSkeleton
     from .dry_run import resolve_model, resolve_policy
-    from .skeleton import NoSkeleton
 
     with user_errors():
         check_arguments(args)
@@ -67,7 +67,7 @@ def check_previews(family: Family, args: ProGRPOConfig) -> None:
     """
     import torch
 
-    from .skeleton import preview_decoder_skeleton
+    from ..families.skeleton import preview_decoder_skeleton
 
     if args.preview_decoder:
         preview_decoder_skeleton(args.preview_decoder)

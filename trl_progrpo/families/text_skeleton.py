@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 
 if TYPE_CHECKING:
-    from ..families import Family
+    from .base import Family
     from ..types import Conditioning
 
 

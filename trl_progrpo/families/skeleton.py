@@ -9,8 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
-from ..families import family_class
-from ..families.loading import EMBEDDED, EMBEDDED_PREVIEW_DECODERS
+from .loading import EMBEDDED, EMBEDDED_PREVIEW_DECODERS, family_class
 from .text_skeleton import PREFIXES, text_component
 
 
