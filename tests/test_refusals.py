@@ -196,3 +196,26 @@ def test_methods_for_other_models(tmp_path):
         trainer.hyperparameter_search(backend="optuna", hp_space=lambda trial: {})
     with pytest.raises(NotImplementedError, match="`predict` is for models with logits"):
         trainer.predict(["a red circle"])
+
+
+class TestInPython:
+    """The trainer itself asks a model that it is given by name before its weights load."""
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"height": 1024}, r"`height` is 1024, but the position table .* use at most"),
+            ({"width": 12}, r"`width` is 12, but .* multiples of"),
+            ({"negative_prompt": "ugly", "guidance_scale": 3.0, "flux": True}, r"`negative_prompt` is 'ugly', but .* unset"),
+            ({"guidance_scale": 2.0, "max_sequence_length": 10_000, "flux": True}, r"`max_sequence_length` is 10000"),
+        ],
+    )  # fmt: skip
+    def test_before_weights_load(self, tmp_path, no_weights, options, said):
+        options = dict(options)
+        model = "shapes"
+        if options.pop("flux", False):
+            model = str(tmp_path / "flux")
+            tiny_flux().save_pretrained(model)
+        args = config(tmp_path, **options)
+        with pytest.raises(ValueError, match=said):
+            ProGRPOTrainer(model, "jpeg_compressibility", args, ["a red circle"])

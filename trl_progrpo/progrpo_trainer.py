@@ -95,6 +95,7 @@ from .standard_streams import keep_printing
 from .stopping import StopCallback, StopRequest
 from .timing import PhaseTimer
 from .trainer_checks import (
+    check_before_weights,
     check_gradients,
     check_objects,
     check_optimizer,
@@ -221,6 +222,8 @@ class ProGRPOTrainer(ShardingTrainer):
         init_kwargs = dict(args.model_init_kwargs or {})
         family = family_class(model, **init_kwargs)
         policy = self._make_policy(args, family)
+        if isinstance(model, str):
+            check_before_weights(model, family, args)
         for runner in filter(None, runners):
             runner.load()
         self._opened_repo = open_repo(args) if args.push_to_hub and args.process_index == 0 else None

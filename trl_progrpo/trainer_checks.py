@@ -17,6 +17,7 @@ from peft import LoraConfig
 from .adapters import MERGE, adapter_layers, check_lora_config, trained_scale
 from .families.base import Family
 from .families.loading import changed_weight
+from .families.skeleton import HUB_OPTIONS, NoSkeleton, skeleton
 from .progrpo_config import ProGRPOConfig
 
 
@@ -35,6 +36,36 @@ def check_objects(args: Any, peft_config: Any) -> None:
             "all weights."
         )
     check_lora_config(peft_config)
+
+
+def check_before_weights(model: str, family: type[Family], args: ProGRPOConfig) -> None:
+    """
+    Check what a family says of sizes, guidance and prompts by the configuration files of a model, before its weights load.
+
+    Args:
+        model (`str`): folder or Hub name; of a pipeline whose classes diffusers does not have, nothing is known yet.
+        family (`type[Family]`): that serves it.
+        args ([`ProGRPOConfig`]): of the run.
+
+    Raises:
+        ValueError: as the family's constructor and `check_negative_prompt`.
+    """
+    options = {name: value for name, value in (args.model_init_kwargs or {}).items() if name in HUB_OPTIONS}
+    # Warnings come with the pipeline itself.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pipeline = skeleton(model, **options)
+        except NoSkeleton:
+            return
+        without_weights = family(
+            pipeline,
+            height=args.height,
+            width=args.width,
+            guidance_scale=args.guidance_scale,
+            max_sequence_length=args.max_sequence_length,
+        )
+    without_weights.check_negative_prompt(args.negative_prompt)
 
 
 def unwrap_compiled(pipeline: DiffusionPipeline, denoiser_name: str) -> None:

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 
 if TYPE_CHECKING:
-    from .base import Family
     from ..types import Conditioning
+    from .base import Family
 
 
 PREFIXES = ("text_encoder", "tokenizer")
