@@ -234,14 +234,7 @@ class ProGRPOTrainer(ShardingTrainer):
         pipeline = load_pipeline(model, torch.float32 if peft_config is None else dtype, **init_kwargs)
         unwrap_compiled(pipeline, family.denoiser_name)
         self.model_name = model if isinstance(model, str) else pipeline.name_or_path
-        self.family = family(
-            pipeline,
-            height=args.height,
-            width=args.width,
-            guidance_scale=args.guidance_scale,
-            max_sequence_length=args.max_sequence_length,
-        )
-        self.family.check_negative_prompt(args.negative_prompt)
+        self.family = family.with_options(pipeline, args)
         if not isinstance(model, str):
             check_pipeline(pipeline, self.family, peft_config is None)
         self.reference_denoiser = self._prepare_denoiser(args, peft_config)

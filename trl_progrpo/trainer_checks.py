@@ -21,6 +21,9 @@ from .families.skeleton import HUB_OPTIONS, NoSkeleton, skeleton
 from .progrpo_config import ProGRPOConfig
 
 
+_SAVE = "save it as a model of its own: `pipeline.save_pretrained(FOLDER)`, and give FOLDER as `model`"
+
+
 def check_objects(args: Any, peft_config: Any) -> None:
     """
     Raises:
@@ -48,7 +51,7 @@ def check_before_weights(model: str, family: type[Family], args: ProGRPOConfig) 
         args ([`ProGRPOConfig`]): of the run.
 
     Raises:
-        ValueError: as the family's constructor and `check_negative_prompt`.
+        ValueError: as [`~families.Family.with_options`].
     """
     options = {name: value for name, value in (args.model_init_kwargs or {}).items() if name in HUB_OPTIONS}
     # Warnings come with the pipeline itself.
@@ -58,14 +61,7 @@ def check_before_weights(model: str, family: type[Family], args: ProGRPOConfig) 
             pipeline = skeleton(model, **options)
         except NoSkeleton:
             return
-        without_weights = family(
-            pipeline,
-            height=args.height,
-            width=args.width,
-            guidance_scale=args.guidance_scale,
-            max_sequence_length=args.max_sequence_length,
-        )
-    without_weights.check_negative_prompt(args.negative_prompt)
+        family.with_options(pipeline, args)
 
 
 def unwrap_compiled(pipeline: DiffusionPipeline, denoiser_name: str) -> None:
@@ -161,12 +157,12 @@ def _not_plain(pipeline: DiffusionPipeline, denoiser_name: str, all_weights: boo
     if all_weights:
         # All else is saved with the pipeline.
         if getattr(denoiser, "peft_config", None):
-            yield f"an adapter on its {denoiser_name}", f"{MERGE}"
+            yield f"an adapter on its {denoiser_name}", MERGE
         return
     if getattr(pipeline, "num_fused_loras", 0):
         yield (
             "a fused LoRA",
-            "save it as a model of its own: `pipeline.save_pretrained(FOLDER)`, and give FOLDER as `model`",
+            _SAVE,
         )
     for name, module in pipeline.components.items():
         if name != denoiser_name and getattr(module, "peft_config", None):
@@ -176,7 +172,7 @@ def _not_plain(pipeline: DiffusionPipeline, denoiser_name: str, all_weights: boo
         if weight is not None:
             yield (
                 f"weights of its {name} that are not those of {str(pipeline.name_or_path)!r} ({weight!r} for one)",
-                "save it as a model of its own: `pipeline.save_pretrained(FOLDER)`, and give FOLDER as `model`",
+                _SAVE,
             )
 
 

@@ -92,14 +92,7 @@ def resolve_model(
 
     options = {name: value for name, value in (init_kwargs(model_args, args) or {}).items() if name in HUB_OPTIONS}
     pipeline = skeleton(model_args.model_name_or_path, text_encoders, **options)
-    family = family_class(model_args.model_name_or_path, **options)(
-        pipeline,
-        height=args.height,
-        width=args.width,
-        guidance_scale=args.guidance_scale,
-        max_sequence_length=args.max_sequence_length,
-    )
-    family.check_negative_prompt(args.negative_prompt)
+    family = family_class(model_args.model_name_or_path, **options).with_options(pipeline, args)
     total = sum(parameter.numel() for parameter in family.denoiser.parameters())
     config = lora_config(model_args)
     if config is not None:

@@ -121,14 +121,7 @@ def load_model(args: argparse.Namespace) -> tuple[DiffusionPipeline, dict[str, A
         dtype = getattr(torch, args.dtype)
 
     def make_family(pipeline: DiffusionPipeline) -> Family:
-        family = family_class(pipeline)(
-            pipeline,
-            height=args.height,
-            width=args.width,
-            guidance_scale=args.guidance_scale,
-            max_sequence_length=args.max_sequence_length,
-        )
-        family.check_negative_prompt(args.negative_prompt)
+        family = family_class(pipeline).with_options(pipeline, args)
         # numpy's warning would stand above the sentence of the refusal.
         with np.errstate(invalid="ignore"):
             family.make_schedule(args.num_inference_steps)

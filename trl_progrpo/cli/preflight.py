@@ -38,22 +38,14 @@ def preflight(model_args: ModelArguments, args: ProGRPOConfig) -> None:
 def check_arguments(args: ProGRPOConfig) -> None:
     """
     Raises:
-        ValueError: for a push that cannot work, or trackers or an optimiser whose packages are not installed.
+        ValueError: for a push that cannot work, or trackers whose packages are not installed.
     """
-    from transformers import Trainer
-
     from ..hub import check_push
     from ..monitoring import check_trackers
 
     if args.push_to_hub:
         check_push(args)
     check_trackers(args.report_to)
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ImportError, ValueError) as error:
-        # Some want to see the model first, which is not there yet.
-        if "install" in str(error):
-            raise ValueError(f"`optim` is {args.optim.value!r}, which cannot be used: {error}") from error
 
 
 def check_previews(family: Family, args: ProGRPOConfig) -> None:

@@ -90,6 +90,29 @@ class Family(ABC):
         self.guidance_scale = guidance_scale
         self.max_sequence_length = max_sequence_length
 
+    @classmethod
+    def with_options(cls, pipeline: Any, options: Any) -> Family:
+        """
+        Make the family of a pipeline for a run, whose negative prompt it must heed.
+
+        Args:
+            pipeline ([`~diffusers.DiffusionPipeline`]): the loaded pipeline.
+            options ([`ProGRPOConfig`] or alike): has `height`, `width`, `guidance_scale`, `max_sequence_length` and
+                `negative_prompt`.
+
+        Raises:
+            ValueError: as the constructor and [`~Family.check_negative_prompt`].
+        """
+        family = cls(
+            pipeline,
+            height=options.height,
+            width=options.width,
+            guidance_scale=options.guidance_scale,
+            max_sequence_length=options.max_sequence_length,
+        )
+        family.check_negative_prompt(options.negative_prompt)
+        return family
+
     @property
     def denoiser(self) -> torch.nn.Module:
         """The network that is trained."""
